@@ -1,0 +1,62 @@
+// Builds what is published: the CLI (one ESM file), the guest (one CommonJS file without dependencies), what apps
+// import (ESM and CommonJS), types, and the JSON Schema of the config file.
+import { execFileSync } from 'node:child_process'
+import { chmodSync, copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { fileURLToPath, pathToFileURL } from 'node:url'
+import { build } from 'esbuild'
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)))
+process.chdir(root)
+const { version } = JSON.parse(readFileSync('package.json', 'utf8'))
+const passing = 'native-free-fd-passing'
+
+const common = {
+  bundle: true,
+  platform: 'node',
+  target: 'node20',
+  logLevel: 'warning',
+  legalComments: 'none',
+  define: { __USR2_VERSION__: JSON.stringify(version) },
+}
+
+for (const dist of ['dist', `${passing}/dist`]) {
+  rmSync(dist, { recursive: true, force: true })
+  mkdirSync(dist, { recursive: true })
+}
+
+// Dependencies are bundled: the master loads nothing from disk after its start, so that an `npm ci` under a running
+// master cannot mix versions. Some of them are CommonJS and need a `require`.
+const require = `import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);`
+await Promise.all([
+  build({
+    ...common,
+    entryPoints: ['src/cli.ts'],
+    outfile: 'dist/cli.mjs',
+    format: 'esm',
+    minifySyntax: true,
+    banner: { js: require },
+  }),
+  build({ ...common, entryPoints: ['src/worker/preload.ts'], outfile: 'dist/preload.cjs', format: 'cjs' }),
+  build({ ...common, entryPoints: ['src/index.ts'], outfile: 'dist/index.mjs', format: 'esm' }),
+  build({ ...common, entryPoints: ['src/index.ts'], outfile: 'dist/index.cjs', format: 'cjs' }),
+  build({ ...common, entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.mjs`, format: 'esm' }),
+  build({ ...common, entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.cjs`, format: 'cjs' }),
+  build({ ...common, entryPoints: ['src/config.ts'], outfile: 'dist/.config.mjs', format: 'esm', banner: { js: require } }),
+])
+chmodSync('dist/cli.mjs', 0o755)
+
+const { configJsonSchema } = await import(pathToFileURL(join(root, 'dist/.config.mjs')).href)
+writeFileSync('dist/config.schema.json', `${JSON.stringify(configJsonSchema(), null, 2)}\n`)
+rmSync('dist/.config.mjs')
+
+// One declaration file for each module format: TypeScript tells them apart by the file's ending.
+const tsc = createRequire(import.meta.url).resolve('typescript/package.json')
+const declare = (project, from, to) => {
+  execFileSync(process.execPath, [join(dirname(tsc), 'bin/tsc'), '-p', project], { stdio: 'inherit' })
+  copyFileSync(from, `${to}.d.mts`)
+  copyFileSync(from, `${to}.d.cts`)
+}
+declare('scripts/tsconfig.types.json', 'dist/types/index.d.ts', 'dist/index')
+rmSync('dist/types', { recursive: true })

@@ -1,0 +1,177 @@
+/**
+ * The one schema of the configuration, and what is generated from it: names of flags and variables, the help text,
+ * the JSON Schema for editors. A key is added here and nowhere else (and to `Config`, where it gets its unit).
+ */
+import { availableParallelism } from 'node:os'
+import * as z from 'zod'
+import { NAME, NAME_RULE } from './config-paths.ts'
+import { DURATION, MAX_TIME_MS, parseDuration } from './config-values.ts'
+
+interface Doc {
+  /** One phrase for the help text and the editor. */
+  readonly means: string
+  /** What would be right: completes "it must be …". */
+  readonly right: string
+  /** Stands for the value in the help text; none: it is no flag. */
+  readonly value?: string
+  /** How a flag or variable, which is always text, becomes what the file would have. */
+  readonly fromText?: (text: string) => unknown
+  /** What holds when it is not given, where that is no constant. */
+  readonly otherwise?: string | undefined
+}
+const docs = z.registry<Doc>()
+
+const MAX_WORKERS = 1024 // far above any machine; stops `--workers 30000` from being a fork bomb
+const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
+
+// No NUL bytes anywhere: spawn(2) would throw on them much later. One schema object per key: docs hang on it.
+const text = () => z.string().regex(/^[^\u0000]*[^\s\u0000][^\u0000]*$/)
+const list = () => z.array(z.string().regex(/^[^\u0000]*$/)).prefault([])
+const number = (text: string) => (/^-?\d+$/.test(text) ? Number(text) : text)
+const words = (text: string) => text.split(/\s+/).filter((word) => word !== '')
+
+const path = (value: string, means: string, right = 'the path of a file', otherwise?: string) =>
+  text().optional().register(docs, { means, right, value, otherwise })
+
+const time = (standard: string, means: string, minMs = 0) => {
+  const right = `a time such as 500ms, 30s, 5m or 1h, ${minMs > 0 ? 'more than 0, ' : ''}at most 596h`
+  return z
+    .union([z.string().regex(DURATION), z.int().min(minMs).max(MAX_TIME_MS)])
+    .transform((given) => (typeof given === 'number' ? given : (parseDuration(given) ?? NaN)))
+    .pipe(z.int().min(minMs).max(MAX_TIME_MS))
+    .prefault(standard)
+    .register(docs, { means, right, value: 'TIME' })
+}
+
+const count = (standard: number, min: number, means: string) => {
+  const right = `a whole number of at least ${min}`
+  return z.int().min(min).prefault(standard).register(docs, { means, right, value: 'N', fromText: number })
+}
+
+export const schema = z.strictObject({
+  entry: text().register(docs, { means: 'the file to run, seen from cwd', right: 'the path of a file' }),
+  args: list().register(docs, { means: 'arguments of the app', right: 'a list of strings', fromText: words }),
+  workers: z
+    .union([z.literal('auto'), z.int().min(1).max(MAX_WORKERS)])
+    .transform((given) => (given === 'auto' ? availableParallelism() : given))
+    .prefault(1)
+    .register(docs, {
+      means: 'worker processes; auto: one per available core',
+      right: `a whole number from 1 to ${MAX_WORKERS}, or auto`,
+      value: 'N|auto',
+      fromText: number,
+    }),
+  name: z.string().regex(NAME).optional().register(docs, {
+    means: 'the name by which commands find this master',
+    right: NAME_RULE,
+    value: 'NAME',
+    otherwise: "the package's, else the directory's",
+  }),
+  cwd: path(
+    'DIR',
+    "the app's directory; symlinks are followed anew at each reload",
+    'the path of a directory',
+    'here',
+  ),
+  node: path(
+    'PATH',
+    'the Node binary for the workers',
+    'the path of a Node binary, or a command in PATH',
+    'the Node that runs usr2',
+  ),
+  nodeArgs: list().register(docs, {
+    means: 'options for that Node, separated by spaces',
+    right: 'options of Node (in a file a list of strings)',
+    value: '"ARGS"',
+    fromText: words,
+  }),
+  envFile: path('FILE', 'KEY=value lines for the workers, read at each reload'),
+  ready: z.enum(['listen', 'message']).prefault('listen').register(docs, {
+    means: 'what makes a worker ready: that it listens, or that it says so',
+    right: 'listen or message',
+    value: 'WHEN',
+  }),
+  startTimeout: time('60s', 'a worker that is not ready by then has failed', 1),
+  drainTimeout: time('30s', 'an old worker finishes its requests within this'),
+  shutdownTimeout: time('10s', "then the app's own shutdown ends within this"),
+  killTimeout: time('5s', 'then SIGKILL follows after this'),
+  minUptime: time('30s', 'a worker ready for this long has its deaths forgotten'),
+  maxRestarts: count(8, 0, 'deaths in a row, of every slot, before usr2 gives up'),
+  maxDraining: count(2, 1, 'old generations that may drain at once'),
+  control: path(
+    'PATH',
+    'the control socket',
+    'the path of a unix socket',
+    'control.sock in /run/usr2/NAME, or as the README says',
+  ),
+  pidFile: path('FILE', "gets the master's pid once the app is ready"),
+  logLevel: z
+    .enum(LEVELS)
+    .prefault('info')
+    .register(docs, {
+      means: LEVELS.join(', '),
+      right: `one of ${LEVELS.join(', ')}`,
+      value: 'LEVEL',
+    }),
+})
+
+export type Key = keyof typeof schema.shape
+export const KEYS = Object.keys(schema.shape) as readonly Key[]
+export const isKey = (name: string): name is Key => Object.hasOwn(schema.shape, name)
+
+/** `config` says where the file is, so it is the one name that a file cannot have. */
+export type OuterKey = Key | 'config'
+const CONFIG: Doc = {
+  means: 'JSON file with these keys ("usr2" in package.json)',
+  right: 'the path of a JSON file',
+  value: 'FILE',
+}
+export const docOf = (key: OuterKey): Doc =>
+  (key === 'config' ? CONFIG : docs.get(schema.shape[key])) ?? CONFIG
+
+export const flagOf = (key: string) => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
+export const variableOf = (key: string) => `USR2_${key.replace(/[A-Z]/g, '_$&').toUpperCase()}`
+
+const outerKeys: readonly OuterKey[] = [...KEYS, 'config']
+const flagKeys = outerKeys.filter((key) => docOf(key).value !== undefined)
+export const FLAGS: ReadonlyMap<string, OuterKey> = new Map(flagKeys.map((key) => [flagOf(key), key]))
+export const VARIABLES: ReadonlyMap<string, OuterKey> = new Map(
+  outerKeys.map((key) => [variableOf(key), key]),
+)
+
+/** JSON Schema (draft 2020-12) of the config file. */
+export function configJsonSchema(): Record<string, unknown> {
+  const { properties, ...rest } = z.toJSONSchema(schema.partial(), {
+    io: 'input',
+    override: ({ zodSchema, jsonSchema }) => {
+      const doc = docs.get(zodSchema)
+      if (doc !== undefined) jsonSchema.description = doc.means
+    },
+  })
+  return {
+    ...rest,
+    title: 'Configuration of usr2',
+    properties: { $schema: { type: 'string' }, ...properties },
+  }
+}
+
+/** The help text of `usr2 <command>`, which takes the options of `run`. */
+export function usage(command: string): string {
+  const standards = configJsonSchema()['properties'] as Record<string, { default?: unknown }>
+  const rows = flagKeys.map((key) => {
+    const { value, means, otherwise } = docOf(key)
+    const standard = standards[key]?.default
+    const known = typeof standard === 'string' || typeof standard === 'number' ? standard : otherwise
+    return [`${flagOf(key)} ${value}`, known === undefined ? means : `${means} (${known})`] as const
+  })
+  const width = Math.max(...rows.map(([left]) => left.length))
+  return [
+    `Usage: usr2 ${command} [options] <entry> [args…]`,
+    '',
+    ...rows.map(([left, right]) => `  ${left.padEnd(width)}  ${right}`),
+    '',
+    'In parentheses: what holds when an option is not given. --drain-timeout is also "drainTimeout" in the config',
+    'file and USR2_DRAIN_TIMEOUT in the environment. A TIME is 500ms, 30s, 5m or 1h.',
+    '',
+  ].join('\n')
+}

@@ -1,0 +1,306 @@
+/**
+ * Flags + environment + file + defaults -> one frozen {@link Config}, or every complaint at once.
+ *
+ * One schema, one set of names: `drainTimeout` in the file is `--drain-timeout` and `USR2_DRAIN_TIMEOUT`. Flags win
+ * over the environment, the environment over the file, the file over defaults. Only the value that wins is judged.
+ * Nothing is remembered between calls: a reload calls again and gets what the files say by then.
+ */
+import { basename, dirname, isAbsolute } from 'node:path'
+import { MAX_UNIX_PATH_BYTES } from './address.ts'
+import * as paths from './config-paths.ts'
+import { FLAGS, KEYS, VARIABLES, docOf, flagOf, isKey, schema, variableOf } from './config-schema.ts'
+import type { Key, OuterKey } from './config-schema.ts'
+import { nearest } from './config-values.ts'
+
+export * from './config-paths.ts'
+export { configJsonSchema, usage } from './config-schema.ts'
+export { parseDuration, parseSize } from './config-values.ts'
+
+export interface Config {
+  /** As the user gave it, made absolute; symlinks are followed when a generation is made (by the kernel's rules). */
+  readonly entry: string
+  readonly args: readonly string[]
+  readonly workers: number
+  readonly name: string
+  /** As the user gave it, made absolute; symlinks as in `entry`. */
+  readonly cwd: string
+  /** A path, or a bare command name to be looked up in PATH. */
+  readonly node: string
+  readonly nodeArgs: readonly string[]
+  readonly envFile: string | null
+  readonly ready: 'listen' | 'message'
+  readonly startTimeoutMs: number
+  readonly drainTimeoutMs: number
+  readonly shutdownTimeoutMs: number
+  readonly killTimeoutMs: number
+  readonly minUptimeMs: number
+  readonly maxRestarts: number
+  readonly maxDraining: number
+  /** What the user said; see `defaultControlPath` for null. */
+  readonly control: string | null
+  readonly pidFile: string | null
+  readonly logLevel: 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'fatal' | 'silent'
+  readonly sources: {
+    /** The config file that was read: `--config`'s, or the package.json that has a `"usr2"` key. */
+    readonly file: string | null
+  }
+}
+
+export interface ConfigInput {
+  /** What follows `usr2 run`. */
+  readonly argv: readonly string[]
+  readonly env: NodeJS.ProcessEnv
+  /** `process.cwd()` at the start; for a reload, what `startDirectory` gave at the start. */
+  readonly cwd: string
+}
+
+export type ConfigResult =
+  | { readonly ok: true; readonly config: Config; readonly warnings: readonly string[] }
+  | { readonly ok: false; readonly complaints: readonly string[] }
+
+// ---- The three places that values come from -----------------------------------------------------------------------
+
+/** One value, with what a complaint about it has to say. */
+interface Given {
+  /** `--workers`, `USR2_WORKERS`, `"workers" in /x/usr2.json`. */
+  readonly where: string
+  /** As it was written. */
+  readonly raw: unknown
+  /** As the schema wants it. */
+  readonly value: unknown
+  /** Relative paths are seen from here. */
+  readonly base: string
+}
+type Givens = Partial<Record<OuterKey, Given>>
+
+/** Ours towards workers (a usr2 inside a usr2's worker inherits them): no configuration, no warning. */
+const NOT_CONFIG: ReadonlySet<string> = new Set(['USR2_GUEST', 'USR2_SLOT', 'USR2_GENERATION', 'USR2_CHECK'])
+
+/** A flag or a variable. Blank text stays text: a variable that expands to nothing is refused, also for a list. */
+function givenAsText(key: OuterKey, raw: string, where: string, base: string): Given {
+  return { where, raw, value: raw.trim() === '' ? raw : (docOf(key).fromText?.(raw) ?? raw), base }
+}
+
+const mustBe = (key: OuterKey) => `it must be ${docOf(key).right}.`
+
+function didYouMean(word: string, known: Iterable<OuterKey>, spell: (key: OuterKey) => string): string {
+  const guess = nearest(word, known)
+  return guess === undefined ? '.' : `; did you mean ${spell(guess)}?`
+}
+
+interface CommandLine {
+  readonly givens: Givens
+  readonly complaints: readonly string[]
+  readonly help: boolean
+  /** An unknown flag took the argument after it: its value, or was that the entry? */
+  readonly tookUnknown: boolean
+}
+
+/** Our flags end at the first argument that is none; that is the entry, and all after it is the app's, untouched. */
+function readCommandLine(argv: readonly string[], base: string): CommandLine {
+  const givens: Givens = {}
+  const complaints: string[] = []
+  let help = false
+  let tookUnknown = false
+  let at = 0
+  for (; at < argv.length; at++) {
+    const argument = argv[at] ?? ''
+    if (!argument.startsWith('-') || argument === '-') break
+    if (argument === '--') {
+      at++
+      break
+    }
+    if (argument === '--help' || argument === '-h') {
+      help = true
+      continue
+    }
+    const [flag = '', ...inline] = argument.split(/=(.*)/s)
+    const key = FLAGS.get(flag)
+    const next = argv[at + 1]
+    // `--node-args --inspect` is meant so, `--name --workers 2` is not; `--workers -1` deserves its own complaint.
+    const nextIsFlag =
+      next?.startsWith('--') === true &&
+      (key !== 'nodeArgs' || next === '--' || FLAGS.has(next.split('=')[0] ?? ''))
+    let raw = inline[0]
+    if (raw === undefined && next !== undefined && !nextIsFlag) {
+      raw = next
+      tookUnknown ||= key === undefined
+      at++
+    }
+    if (key === undefined) {
+      const positional = flag === '--entry' || flag === '--args'
+      const hint = positional ? '; both come last, without a flag.' : didYouMean(flag, FLAGS.values(), flagOf)
+      complaints.push(`${flag} is no option of "usr2 run [options] <entry> [args…]"${hint}`)
+    } else if (raw === undefined) {
+      complaints.push(`${flag} was given without a value; ${mustBe(key)}`)
+    } else if (givens[key] !== undefined) {
+      complaints.push(`${flag} was given twice (${show(givens[key].raw)} and ${show(raw)}); give it once.`)
+    } else {
+      givens[key] = givenAsText(key, raw, flag, base)
+    }
+  }
+  const [entry, ...args] = argv.slice(at)
+  if (entry !== undefined) givens.entry = { where: '<entry>', raw: entry, value: entry, base }
+  if (args.length > 0) givens.args = { where: '[args…]', raw: args, value: args, base }
+  return { givens, complaints, help, tookUnknown }
+}
+
+function readEnvironment(env: NodeJS.ProcessEnv, base: string): { givens: Givens; warnings: string[] } {
+  const givens: Givens = {}
+  const warnings: string[] = []
+  for (const [variable, raw] of Object.entries(env)) {
+    if (!variable.startsWith('USR2_') || NOT_CONFIG.has(variable) || raw === undefined) continue
+    const key = VARIABLES.get(variable)
+    const hint = didYouMean(variable.slice('USR2_'.length), VARIABLES.values(), variableOf)
+    if (key !== undefined) givens[key] = givenAsText(key, raw, variable, base)
+    else warnings.push(`${variable} is no variable of usr2 and changes nothing${hint}`)
+  }
+  return { givens, warnings }
+}
+
+interface ConfigFile {
+  readonly path: string | null
+  readonly givens: Givens
+  readonly complaints: readonly string[]
+  /** Nothing could be had from it, so nobody knows what it says. */
+  readonly broken: boolean
+}
+
+/** `--config`'s file, which must exist, or the `"usr2"` key of the nearest package.json, which need not. */
+function readFile(asked: string | undefined, cwd: string): ConfigFile {
+  const path = asked ?? paths.nearestPackageJson(cwd)
+  const failed = (complaint: string): ConfigFile => ({
+    path,
+    givens: {},
+    complaints: [complaint],
+    broken: true,
+  })
+  const none: ConfigFile = { path: null, givens: {}, complaints: [], broken: false }
+  if (path === null) return none
+  const file = paths.readJsonObject(path)
+  if (!file.ok) return failed(file.complaint)
+  const inPackage = basename(path) === 'package.json'
+  const place = inPackage ? `"usr2" of ${path}` : path
+  const content = inPackage ? file.value['usr2'] : file.value
+  if (content === undefined) {
+    return asked === undefined ? none : failed(`${path} has no "usr2" key; put the configuration under it.`)
+  }
+  if (!paths.isObject(content)) return failed(`${place} must be an object, in braces.`)
+  const givens: Givens = {}
+  const complaints: string[] = []
+  for (const [key, value] of Object.entries(content)) {
+    const where = `"${key}" in ${place}`
+    if (isKey(key)) givens[key] = { where, raw: value, value, base: dirname(path) }
+    else if (key !== '$schema')
+      complaints.push(`${where} is no key of usr2${didYouMean(key, KEYS, (k) => `"${k}"`)}`)
+  }
+  return { path, givens, complaints, broken: false }
+}
+
+// ---- Putting it together ------------------------------------------------------------------------------------------
+
+/**
+ * The configuration of `usr2 run`, read now: from `argv` (what follows `run`), the `USR2_*` of `env`, and the config
+ * file that they name, else the `"usr2"` key of the nearest package.json from the cwd upwards.
+ *
+ * Never throws for what users do: every complaint is a whole sentence with the key, where it stands, what was given
+ * and what would be right. Whether the entry exists is not asked here.
+ */
+export function loadConfig(input: ConfigInput): ConfigResult {
+  const here = paths.startDirectory(input.env, input.cwd)
+  const flags = readCommandLine(input.argv, here)
+  const variables = readEnvironment(input.env, here)
+  const { config: asked, ...outer }: Givens = { ...variables.givens, ...flags.givens }
+  const askedPath = pathOf(asked)
+  const file = readFile(askedPath, pathOf(outer.cwd) ?? here)
+  const complaints = [...flags.complaints, ...file.complaints]
+  if (asked !== undefined && askedPath === undefined) {
+    complaints.push(`${asked.where} is ${show(asked.raw)}; ${mustBe('config')}`)
+  }
+
+  const givens: Partial<Record<Key, Given>> = { ...file.givens, ...outer }
+  const values = Object.entries(givens).map(([key, given]) => [key, given.value] as const)
+  const parsed = schema.safeParse(Object.fromEntries(values))
+  const wrong = new Set(parsed.error?.issues.map((issue) => issue.path[0]))
+  for (const key of KEYS.filter((key) => wrong.has(key))) {
+    const given = givens[key]
+    if (given !== undefined) complaints.push(`${given.where} is ${show(given.raw)}; ${mustBe(key)}`)
+    else if (!flags.tookUnknown && !file.broken) complaints.push(NO_ENTRY)
+  }
+  const { control } = givens
+  const controlPath = pathOf(control) ?? null
+  if (control !== undefined && controlPath !== null && !paths.fitsUnixPath(controlPath)) {
+    const bytes = Buffer.byteLength(controlPath)
+    complaints.push(
+      `${control.where} is ${controlPath}, ${bytes} bytes; the path of a unix socket has room for ${MAX_UNIX_PATH_BYTES}.`,
+    )
+  }
+
+  const cwd = cwdOf(givens, file, here)
+  const named =
+    givens.name === undefined ? paths.defaultName(cwd) : { ok: true as const, name: parsed.data?.name ?? '' }
+  // A package.json that is broken was read twice, for its "usr2" and for its name: say it once.
+  if (!named.ok && !complaints.includes(named.complaint)) complaints.push(named.complaint)
+  if (complaints.length > 0 || !parsed.success || !named.ok) return { ok: false, complaints }
+
+  const { startTimeout, drainTimeout, shutdownTimeout, killTimeout, minUptime, ...value } = parsed.data
+  const node = value.node?.includes('/') ? pathOf(givens.node) : value.node
+  const config: Config = {
+    ...value,
+    entry: paths.joinAsGiven(cwd, value.entry),
+    args: Object.freeze(value.args),
+    name: named.name,
+    cwd,
+    node: node ?? process.execPath,
+    nodeArgs: Object.freeze(value.nodeArgs),
+    envFile: pathOf(givens.envFile) ?? null,
+    startTimeoutMs: startTimeout,
+    drainTimeoutMs: drainTimeout,
+    shutdownTimeoutMs: shutdownTimeout,
+    killTimeoutMs: killTimeout,
+    minUptimeMs: minUptime,
+    control: controlPath,
+    pidFile: pathOf(givens.pidFile) ?? null,
+    sources: Object.freeze({ file: file.path }),
+  }
+  return { ok: true, config: Object.freeze(config), warnings: variables.warnings }
+}
+
+/**
+ * The user's directory where nothing says otherwise; but a relative entry in a file means the same wherever its
+ * user stands. (An absolute one says nothing about cwd: /etc/usr2/shop.json under systemd's WorkingDirectory.)
+ */
+function cwdOf(givens: Givens, file: ConfigFile, here: string): string {
+  const { cwd, entry } = givens
+  const fileSaysWhere =
+    entry !== undefined &&
+    entry === file.givens.entry &&
+    typeof entry.value === 'string' &&
+    !isAbsolute(entry.value)
+  return pathOf(cwd) ?? (fileSaysWhere ? entry.base : here)
+}
+
+const NO_ENTRY =
+  'No entry was given; say which file to run, as in "usr2 run server.js", or set "entry" in the config file.'
+
+/** The path that was given, absolute; undefined when none was, or no path (which the schema complains about). */
+function pathOf(given: Given | undefined): string | undefined {
+  if (given === undefined || typeof given.value !== 'string' || given.value.trim() === '') return undefined
+  return paths.joinAsGiven(given.base, given.value)
+}
+
+function show(raw: unknown): string {
+  if (typeof raw === 'string' && raw.trim() === '') return 'empty'
+  const json = JSON.stringify(raw) ?? String(raw)
+  return json.length > 80 ? `${json.slice(0, 79)}…` : json
+}
+
+/** The keys that differ and that a running master cannot change: only a restart can. */
+export function needsRestart(running: Config, wanted: Config): string[] {
+  return (['name', 'control', 'pidFile', 'logLevel'] as const).filter((key) => running[key] !== wanted[key])
+}
+
+/** Whether `argv` (what follows `usr2 run`) asks us, not the app, for help. */
+export function wantsHelp(argv: readonly string[]): boolean {
+  return readCommandLine(argv, '/').help
+}

@@ -1,0 +1,259 @@
+/**
+ * What goes over the control socket: one JSON object a line, both ways, and the guards that both ends read by.
+ *
+ * Rules of this file: no I/O. Neither end trusts the other: the server reads requests only through
+ * {@link parseRequest}, the client replies only through {@link parseReply}. A request with a key that we do not
+ * know is refused rather than half obeyed: a newer client's `drop` must not be lost on an older master.
+ */
+import { z } from 'zod'
+
+import { isListenerKey } from '../address.ts'
+import type { Drained, Progress, ReloadRequest, Status, Verdict, WorkerStatus } from './face.ts'
+
+/** Raised when a line changes its meaning; the client refuses a master that says another one. */
+export const CONTROL_VERSION = 1
+
+/** Longest request line, in bytes without its line end. The longest honest one drops some dozen listeners. */
+export const MAX_REQUEST_BYTES = 64 * 1024
+/** Longest reply line that a client reads: some 10,000 workers. */
+export const MAX_REPLY_BYTES = 4 * 1024 * 1024
+
+const MAX_DROPS = 256
+const MAX_REASON_CHARS = 1000
+
+export type StopHow = 'graceful' | 'now'
+
+export type ControlRequest =
+  | { readonly cmd: 'hello' }
+  | { readonly cmd: 'status' }
+  | ({ readonly cmd: 'reload' } & ReloadRequest)
+  /** Only on the connection whose reload it ends. */
+  | { readonly cmd: 'abort'; readonly reason: string }
+  | { readonly cmd: 'stop'; readonly how: StopHow }
+
+export interface Hello {
+  readonly protocol: number
+  readonly name: string
+  readonly pid: number
+  readonly usr2: string
+}
+
+export type ControlReply =
+  | { readonly hello: Hello }
+  | { readonly status: Status }
+  | { readonly progress: Progress }
+  | { readonly verdict: Verdict }
+  | { readonly drained: Drained }
+  | { readonly stopping: true }
+  | { readonly stopped: true }
+  /** A sentence. The request that it answers has changed nothing. */
+  | { readonly error: string }
+
+export type Parsed<T> = { readonly ok: T } | { readonly error: string }
+
+const KEYS: Readonly<Record<ControlRequest['cmd'], readonly string[]>> = {
+  hello: [],
+  status: [],
+  reload: ['drop', 'wait'],
+  abort: ['reason'],
+  stop: ['how'],
+}
+
+function isCommand(value: unknown): value is ControlRequest['cmd'] {
+  return typeof value === 'string' && Object.hasOwn(KEYS, value)
+}
+
+function isStrings(value: unknown): value is readonly string[] {
+  return Array.isArray(value) && value.every((item) => typeof item === 'string')
+}
+
+/** What a client wrote, as text for an error: short, and without anything that a terminal would obey. */
+function quote(value: unknown): string {
+  const text = JSON.stringify(value) ?? String(value)
+  return text.length <= 60 ? text : `${text.slice(0, 57)}...`
+}
+
+/** Whether a line is JSON at all tells a confused client (closed) from one of another version (told, kept). */
+export function parseRequest(line: string): Parsed<ControlRequest> & { readonly notJson?: true } {
+  let value: unknown
+  try {
+    value = JSON.parse(line)
+  } catch {
+    return { error: 'The request is not a line of JSON, such as {"cmd":"status"}.', notJson: true }
+  }
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    return { error: 'The request is not a JSON object, such as {"cmd":"status"}.' }
+  }
+  const given = value as Readonly<Record<string, unknown>>
+  const { cmd } = given
+  if (!isCommand(cmd)) {
+    return { error: `Unknown command ${quote(cmd)}; known: ${Object.keys(KEYS).join(', ')}.` }
+  }
+  const unknown = Object.keys(given).filter((key) => key !== 'cmd' && !KEYS[cmd].includes(key))
+  if (unknown.length > 0) {
+    const known = KEYS[cmd].length === 0 ? 'it takes none' : `known: ${KEYS[cmd].join(', ')}`
+    return {
+      error: `The command "${cmd}" has no option ${unknown.map(quote).join(', ').slice(0, 200)}; ${known}.`,
+    }
+  }
+  switch (cmd) {
+    case 'hello':
+    case 'status':
+      return { ok: { cmd } }
+    case 'reload':
+      return parseReload(given)
+    case 'abort': {
+      const reason = given['reason'] ?? 'the client asked for it'
+      if (typeof reason !== 'string') return { error: `"reason" must be a string, not ${quote(reason)}.` }
+      return { ok: { cmd, reason: reason.slice(0, MAX_REASON_CHARS) } }
+    }
+    case 'stop': {
+      const how = given['how'] ?? 'graceful'
+      if (how !== 'graceful' && how !== 'now') {
+        return { error: `"how" must be "graceful" or "now", not ${quote(how)}.` }
+      }
+      return { ok: { cmd, how } }
+    }
+  }
+}
+
+function parseReload(given: Readonly<Record<string, unknown>>): Parsed<ControlRequest> {
+  const drop = given['drop'] ?? []
+  const wait = given['wait'] ?? 'promoted'
+  if (!isStrings(drop) || drop.length > MAX_DROPS) {
+    return {
+      error: `"drop" must be a list of at most ${MAX_DROPS} listener keys, such as ["tcp:0.0.0.0:3000"].`,
+    }
+  }
+  const bad = drop.find((key) => !isListenerKey(key))
+  if (bad !== undefined) {
+    return {
+      error: `${quote(bad)} in "drop" is not a listener key; keys look like tcp:0.0.0.0:3000 or unix:/run/app.sock.`,
+    }
+  }
+  if (wait !== 'promoted' && wait !== 'drained') {
+    return { error: `"wait" must be "promoted" or "drained", not ${quote(wait)}.` }
+  }
+  return { ok: { cmd: 'reload', drop, wait } }
+}
+
+const count = z.number()
+const nullableText = z.string().nullable()
+
+const progress: z.ZodType<Progress> = z.object({
+  reload: z.string(),
+  generation: z.number().nullable(),
+  text: z.string(),
+})
+
+const verdict: z.ZodType<Verdict> = z.object({
+  outcome: z.enum(['promoted', 'rolled-back', 'refused', 'overtaken']),
+  reload: z.string(),
+  current: z.number().nullable(),
+  reasons: z.array(z.string()),
+  tookMs: count,
+  text: z.string(),
+})
+
+const drained: z.ZodType<Drained> = z.object({
+  generation: count,
+  accepted: count,
+  requests: count,
+  cut: count,
+  tookMs: count,
+  text: z.string(),
+})
+
+const worker: z.ZodType<WorkerStatus> = z.object({
+  slot: count,
+  generation: count,
+  pid: z.number().nullable(),
+  phase: z.enum(['booting', 'ready', 'draining', 'terminating', 'killed']),
+  uptimeMs: count,
+  open: z.array(z.string()),
+  connections: count,
+  requests: count,
+  active: count,
+  cut: count,
+  waitsFor: nullableText,
+})
+
+const status: z.ZodType<Status> = z.object({
+  name: z.string(),
+  pid: count,
+  usr2: z.string(),
+  node: z.string(),
+  uptimeMs: count,
+  state: z.enum(['starting', 'steady', 'rolling-out', 'stopping']),
+  slots: count,
+  ready: count,
+  listeners: z.array(z.object({ key: z.string(), accepting: count })),
+  generations: z.array(
+    z.object({
+      id: count,
+      role: z.enum(['current', 'candidate', 'old']),
+      version: z.string(),
+      entry: z.string(),
+      cwd: z.string(),
+      node: z.string(),
+      workers: z.array(worker),
+    }),
+  ),
+  vacancies: z.array(z.object({ slot: count, deaths: count, retryInMs: count })),
+  waitsFor: nullableText,
+  lastVerdict: verdict.nullable(),
+})
+
+const reply: z.ZodType<ControlReply> = z.union([
+  z.object({ hello: z.object({ protocol: count, name: z.string(), pid: count, usr2: z.string() }) }),
+  z.object({ status }),
+  z.object({ progress }),
+  z.object({ verdict }),
+  z.object({ drained }),
+  z.object({ stopping: z.literal(true) }),
+  z.object({ stopped: z.literal(true) }),
+  z.object({ error: z.string() }),
+])
+
+/** The reply of a master, or why the line is none. Keys that a newer master adds are left out. */
+export function parseReply(line: string): Parsed<ControlReply> {
+  let value: unknown
+  try {
+    value = JSON.parse(line)
+  } catch {
+    return { error: 'it is not a line of JSON' }
+  }
+  const parsed = reply.safeParse(value)
+  if (parsed.success) return { ok: parsed.data }
+  return { error: `this usr2 does not know it: ${line.slice(0, 80)}` }
+}
+
+/** Splits a byte stream into lines, and bounds what a peer can make us hold. */
+export class Lines {
+  readonly #limit: number
+  #held: Buffer = Buffer.alloc(0)
+
+  /** @param limit longest line in bytes, without its line end */
+  constructor(limit: number) {
+    this.#limit = limit
+  }
+
+  push(chunk: Buffer): void {
+    this.#held = this.#held.length === 0 ? chunk : Buffer.concat([this.#held, chunk])
+  }
+
+  /** The next whole line without its line end; null when there is none yet; `'too-long'` past the limit. */
+  take(): { readonly line: string } | 'too-long' | null {
+    const end = this.#held.indexOf(0x0a)
+    if (end > this.#limit || (end < 0 && this.#held.length > this.#limit)) return 'too-long'
+    if (end < 0) return null
+    const line = this.#held.toString('utf8', 0, end)
+    this.#held = this.#held.subarray(end + 1)
+    return { line }
+  }
+
+  /** Forgets what is held. */
+  clear(): void {
+    this.#held = Buffer.alloc(0)
+  }
+}

@@ -1,0 +1,525 @@
+/**
+ * The control socket, server end: carries {@link Face} to clients over a unix socket, a line of JSON at a time.
+ *
+ * Rules of this file:
+ * - It decides nothing: it reads a request, asks the face, writes what comes.
+ * - A client is never trusted. Whatever one sends, sends not, or does not read, costs a bounded amount of memory
+ *   and time, ends in an error line or a closed connection, and is no business of the master's.
+ * - File permissions are the only authorisation (Node has no SO_PEERCRED), so the socket never exists with
+ *   wider ones, not for an instant.
+ * - A live master's socket is never replaced; what is no socket is never touched.
+ */
+import { lstatSync, mkdirSync, renameSync, rmdirSync, unlinkSync, type Stats } from 'node:fs'
+import net from 'node:net'
+import { dirname, join } from 'node:path'
+
+import { MAX_UNIX_PATH_BYTES } from '../address.ts'
+import { connectControl, ControlError, probe } from './control-client.ts'
+import {
+  CONTROL_VERSION,
+  Lines,
+  MAX_REQUEST_BYTES,
+  parseRequest,
+  type ControlReply,
+  type ControlRequest,
+  type Hello,
+} from './control-wire.ts'
+import type { Face } from './face.ts'
+
+export { ControlError }
+
+/** The part of a pino logger that is used here. */
+export interface ControlLog {
+  debug(fields: object, text: string): void
+  warn(fields: object, text: string): void
+}
+
+export interface ControlLimits {
+  /** Connections at once; one more is told so and closed. */
+  readonly connections: number
+  /** Longest request, without its line end. */
+  readonly requestBytes: number
+  /** How long a client may take to send a whole request, and may idle between two. */
+  readonly requestTimeoutMs: number
+  /** Replies that may wait for a client that does not read. */
+  readonly unreadBytes: number
+  /** How long a client that is sent away is waited for, so that it can read why. */
+  readonly farewellMs: number
+}
+
+export const CONTROL_LIMITS: ControlLimits = {
+  connections: 64,
+  requestBytes: MAX_REQUEST_BYTES,
+  requestTimeoutMs: 10_000,
+  unreadBytes: 1024 * 1024,
+  farewellMs: 1000,
+}
+
+export interface ControlOptions {
+  readonly path: string
+  /** Permission bits of the socket; 0o600 where nothing else is asked for. */
+  readonly mode?: number
+  readonly face: Face
+  readonly log: ControlLog
+  readonly limits?: Partial<ControlLimits>
+}
+
+export interface Control {
+  readonly path: string
+  /**
+   * Takes the socket's file away (if it still is ours), lets replies that are under way go out, and ends every
+   * connection: within {@link ControlLimits.farewellMs}. A reload that has no verdict yet is detached.
+   */
+  close(): Promise<void>
+}
+
+/** Another master answers at the path. */
+export class ControlInUseError extends ControlError {
+  override name = 'ControlInUseError'
+  readonly holder: Hello | null
+
+  constructor(path: string, holder: Hello | null) {
+    const who = holder === null ? 'another process' : `usr2 master "${holder.name}" (pid ${holder.pid})`
+    super(
+      `Could not open the control socket ${path}: ${who} answers there. ` +
+        'Stop that one first, or start this one with another --name or --control.',
+    )
+    this.holder = holder
+  }
+}
+
+/**
+ * Opens the control socket and serves `face` on it.
+ *
+ * A socket file that nothing answers at (its master was killed) is replaced. Missing directories are made, 0700,
+ * the last two levels only, and taken away again at `close` where empty.
+ *
+ * @throws {ControlInUseError} a live process answers at the path
+ * @throws {ControlError} a sentence: the path is too long, is no socket, its directory cannot be written, …
+ */
+export async function openControl(options: ControlOptions): Promise<Control> {
+  const { path, face, log } = options
+  const limits: ControlLimits = { ...CONTROL_LIMITS, ...options.limits }
+  const temporary = temporaryName(path)
+  const stale = await findStale(path)
+  const connections = new Set<Connection>()
+
+  const server = net.createServer((socket) => {
+    // Always there: a socket without an 'error' listener ends the master (ECONNRESET, EPIPE).
+    socket.on('error', (error) => log.debug({ err: error }, 'a control connection failed'))
+    if (connections.size >= limits.connections) {
+      const error = `The control socket has ${limits.connections} connections, which is its limit; try again later.`
+      // Destroyed as soon as the line is in the kernel: a flood of these must hold no descriptor.
+      socket.end(encode({ error }), () => socket.destroy())
+      return
+    }
+    const connection = new Connection(socket, face, log, limits)
+    connections.add(connection)
+    socket.once('close', () => connections.delete(connection))
+  })
+
+  // From here to the rename nothing is awaited: two masters that start at once have no time to pass each other.
+  const made = makeDirectories(path)
+  try {
+    await listen(server, { path, temporary, mode: options.mode ?? 0o600, stale })
+  } catch (error) {
+    removeDirectories(made)
+    throw error
+  }
+  const own = lstatSync(path)
+  server.on('error', (error) => log.warn({ err: error }, 'the control socket could not take a connection'))
+
+  let closed: Promise<void> | null = null
+  return {
+    path,
+    close: () => (closed ??= close()),
+  }
+
+  async function close(): Promise<void> {
+    // Compared while the server is still bound: until then the kernel cannot give our inode to another file.
+    if (isSameFile(own, lstat(path))) unlinkSync(path)
+    removeDirectories(made)
+    const done = new Promise<void>((resolve) => server.close(() => resolve()))
+    for (const connection of connections) connection.end()
+    await done
+  }
+}
+
+/** One client: its unread bytes, its one request in flight, its deadline. */
+class Connection {
+  readonly #socket: net.Socket
+  readonly #face: Face
+  readonly #log: ControlLog
+  readonly #limits: ControlLimits
+  readonly #lines: Lines
+  #state: 'asking' | 'reloading' | 'draining' | 'stopping' | 'leaving' = 'asking'
+  /** Set while {@link #state} is `reloading` or `draining`. */
+  #reload: ReturnType<Face['reload']> | null = null
+  /** The deadline of a request, or of the farewell. */
+  #deadline: NodeJS.Timeout | null = null
+  #turn: NodeJS.Immediate | null = null
+
+  constructor(socket: net.Socket, face: Face, log: ControlLog, limits: ControlLimits) {
+    this.#socket = socket
+    this.#face = face
+    this.#log = log
+    this.#limits = limits
+    this.#lines = new Lines(limits.requestBytes)
+    this.#awaitRequest()
+    socket.on('data', (chunk) => {
+      // Somebody who is leaving is still read: closing with unread bytes would reset what we told it.
+      if (this.#state === 'leaving') return
+      this.#lines.push(chunk)
+      this.#serve()
+    })
+    // Who ends its side has gone: a reload that it asked for goes on without it.
+    socket.on('end', () => this.end())
+    socket.on('close', () => this.#forget())
+  }
+
+  /** Sends what is under way, then closes, for good after the farewell time. */
+  end(): void {
+    if (this.#state === 'leaving') return
+    this.#detach()
+    this.#state = 'leaving'
+    this.#lines.clear()
+    this.#cancelTurn()
+    this.#socket.resume()
+    this.#socket.end()
+    this.#arm(this.#limits.farewellMs, () => this.#socket.destroy())
+  }
+
+  /** One request a turn of the event loop: a client that pipelines thousands shares it with everybody else. */
+  #serve(): void {
+    if (this.#turn !== null || this.#state === 'leaving') return
+    const next = this.#lines.take()
+    if (next === null) {
+      this.#socket.resume()
+      return
+    }
+    if (next === 'too-long') {
+      this.#dismiss(
+        `The request is longer than ${this.#limits.requestBytes} bytes; the connection is closed.`,
+      )
+      return
+    }
+    this.#handle(next.line)
+    if (this.#left()) return
+    this.#socket.pause()
+    this.#turn = setImmediate(() => {
+      this.#turn = null
+      this.#serve()
+    })
+  }
+
+  #handle(line: string): void {
+    const parsed = parseRequest(line)
+    if ('error' in parsed) {
+      if (parsed.notJson) this.#dismiss(parsed.error)
+      else this.#send({ error: parsed.error })
+      return
+    }
+    try {
+      this.#perform(parsed.ok)
+    } catch (error) {
+      // The face is ours and should not throw; if it does, one client hears of it and the master goes on.
+      this.#log.warn({ err: error }, `the control request "${parsed.ok.cmd}" failed`)
+      const why = error instanceof Error ? error.message : String(error)
+      this.#dismiss(`The master could not answer "${parsed.ok.cmd}": ${why}`)
+    }
+  }
+
+  #perform(request: ControlRequest): void {
+    if (request.cmd === 'abort') {
+      if (this.#state === 'reloading') this.#reload?.abort(request.reason)
+      else
+        this.#send({
+          error: 'There is nothing to abort: this connection has no reload that waits for its verdict.',
+        })
+      return
+    }
+    if (this.#state !== 'asking') {
+      this.#send({
+        error: `This connection already waits for an answer; ask "${request.cmd}" on another one.`,
+      })
+      return
+    }
+    switch (request.cmd) {
+      case 'hello': {
+        const { name, pid, usr2 } = this.#face.status()
+        this.#answer({ hello: { protocol: CONTROL_VERSION, name, pid, usr2 } })
+        return
+      }
+      case 'status':
+        this.#answer({ status: this.#face.status() })
+        return
+      case 'reload':
+        this.#startReload(request)
+        return
+      case 'stop':
+        this.#begin('stopping')
+        this.#send({ stopping: true })
+        this.#face.stop(request.how, () => {
+          this.#send({ stopped: true })
+          this.end()
+        })
+        return
+    }
+  }
+
+  #startReload({ drop, wait }: Extract<ControlRequest, { cmd: 'reload' }>): void {
+    this.#begin('reloading')
+    const handle = this.#face.reload(
+      { drop, wait },
+      {
+        progress: (progress) => this.#send({ progress }),
+        verdict: (verdict) => {
+          if (this.#state !== 'reloading') return
+          const more = wait === 'drained' && verdict.outcome === 'promoted'
+          if (more) {
+            this.#state = 'draining'
+            this.#send({ verdict })
+          } else {
+            this.#reload = null
+            this.#answer({ verdict })
+          }
+        },
+        drained: (drained) => {
+          if (this.#state !== 'draining') return
+          this.#reload = null
+          this.#answer({ drained })
+        },
+      },
+    )
+    // A refusal's verdict comes before the handle does, and `send` may have found the client gone meanwhile.
+    if (this.#state === 'reloading' || this.#state === 'draining') this.#reload = handle
+    else if (this.#left()) handle.detach()
+  }
+
+  #begin(state: 'reloading' | 'stopping'): void {
+    this.#state = state
+    this.#disarm()
+  }
+
+  /** The last line of an answer; then the next request may come. */
+  #answer(reply: ControlReply): void {
+    this.#state = 'asking'
+    this.#send(reply)
+    if (!this.#left()) this.#awaitRequest()
+  }
+
+  #send(reply: ControlReply): void {
+    if (this.#left() || !this.#socket.writable) return
+    this.#socket.write(encode(reply))
+    if (this.#socket.writableLength > this.#limits.unreadBytes) {
+      this.#log.debug({ bytes: this.#socket.writableLength }, 'dropped a control client that does not read')
+      this.#socket.destroy()
+      this.#forget()
+    }
+  }
+
+  #dismiss(error: string): void {
+    this.#send({ error })
+    this.end()
+  }
+
+  #awaitRequest(): void {
+    this.#arm(this.#limits.requestTimeoutMs, () =>
+      this.#dismiss(
+        `No whole request came within ${this.#limits.requestTimeoutMs / 1000} s; the connection is closed.`,
+      ),
+    )
+  }
+
+  #detach(): void {
+    const reload = this.#reload
+    this.#reload = null
+    reload?.detach()
+  }
+
+  /** The connection has gone: nothing of it may stay, nothing more of it may happen. */
+  #forget(): void {
+    this.#detach()
+    this.#state = 'leaving'
+    this.#disarm()
+    this.#cancelTurn()
+    this.#lines.clear()
+  }
+
+  /** A method, so that TypeScript looks again at a state that a call may have changed. */
+  #left(): boolean {
+    return this.#state === 'leaving'
+  }
+
+  #arm(ms: number, expired: () => void): void {
+    this.#disarm()
+    this.#deadline = setTimeout(expired, ms).unref()
+  }
+
+  #disarm(): void {
+    if (this.#deadline !== null) clearTimeout(this.#deadline)
+    this.#deadline = null
+  }
+
+  #cancelTurn(): void {
+    if (this.#turn !== null) clearImmediate(this.#turn)
+    this.#turn = null
+  }
+}
+
+function encode(reply: ControlReply): string {
+  return `${JSON.stringify(reply)}\n`
+}
+
+/**
+ * The name that is bound before it is renamed over the path: so a client finds a socket that answers or none, and
+ * libuv, which unlinks the name that it bound, never unlinks the path that a successor has taken (FACTS M8).
+ */
+function temporaryName(path: string): string {
+  const bytes = Buffer.byteLength(path)
+  if (bytes > MAX_UNIX_PATH_BYTES) throw new ControlError(tooLong(path, bytes, MAX_UNIX_PATH_BYTES))
+  const beside = `${path}.${process.pid}`
+  if (Buffer.byteLength(beside) <= MAX_UNIX_PATH_BYTES) return beside
+  const short = join(dirname(path), `.${process.pid}`)
+  const over = Buffer.byteLength(short) - MAX_UNIX_PATH_BYTES
+  if (over > 0) throw new ControlError(tooLong(path, bytes, bytes - over))
+  return short
+}
+
+function tooLong(path: string, bytes: number, limit: number): string {
+  return (
+    `The path of the control socket has ${bytes} bytes and may have ${limit}: ${path}. ` +
+    'Give a shorter one with --control.'
+  )
+}
+
+/** The socket file of a master that is no more, null where the path is free. */
+async function findStale(path: string): Promise<Stats | null> {
+  const found = lstat(path)
+  if (found === null) return null
+  if (!found.isSocket()) {
+    const what = found.isSymbolicLink()
+      ? 'a symbolic link'
+      : found.isDirectory()
+        ? 'a directory'
+        : 'not a socket'
+    throw new ControlError(
+      `Could not open the control socket ${path}: it is ${what}, which usr2 does not replace. ` +
+        'Remove it, or give another path with --control.',
+    )
+  }
+  const answer = await probe(path, 1000)
+  if (answer === 'missing') return null
+  if (answer === 'refused') return found
+  if (answer === 'accepted') throw new ControlInUseError(path, await holder(path))
+  throw failure(path, answer)
+}
+
+async function holder(path: string): Promise<Hello | null> {
+  try {
+    const connection = await connectControl(path, { timeoutMs: 1000 })
+    connection.close()
+    return connection.hello
+  } catch {
+    return null
+  }
+}
+
+interface Place {
+  readonly path: string
+  readonly temporary: string
+  readonly mode: number
+  readonly stale: Stats | null
+}
+
+async function listen(server: net.Server, { path, temporary, mode, stale }: Place): Promise<void> {
+  try {
+    // What a killed master with our pid left: in a container every master is pid 1.
+    if (lstat(temporary)?.isSocket()) unlinkSync(temporary)
+    const bound = new Promise<void>((resolve, reject) => {
+      server.once('error', reject)
+      server.once('listening', () => {
+        server.off('error', reject)
+        resolve()
+      })
+    })
+    bound.catch(() => {})
+    // bind(2) makes the file with 0777 & ~umask, so it is right from its first instant, where a chmod after it
+    // would leave a moment in which anybody may connect. Node binds within the call.
+    const umask = process.umask(0o777 & ~mode)
+    try {
+      server.listen(temporary)
+    } finally {
+      process.umask(umask)
+    }
+    if (server.listening) {
+      const now = lstat(path)
+      if (now !== null && !isSameFile(stale, now)) throw new ControlInUseError(path, null)
+      renameSync(temporary, path)
+    }
+    await bound
+  } catch (error) {
+    server.close()
+    if (error instanceof ControlError) throw error
+    throw failure(path, error)
+  }
+}
+
+/** The parent and, where need be, its own parent: `/run/usr2/NAME`. Gives those made, outermost first. */
+function makeDirectories(path: string): readonly string[] {
+  const parent = dirname(path)
+  const made: string[] = []
+  try {
+    for (const directory of [dirname(parent), parent]) {
+      if (lstat(directory) !== null) continue
+      mkdirSync(directory, { mode: 0o700 })
+      made.push(directory)
+    }
+  } catch (error) {
+    removeDirectories(made)
+    throw failure(path, error)
+  }
+  return made
+}
+
+function removeDirectories(made: readonly string[]): void {
+  for (const directory of made.toReversed()) {
+    try {
+      rmdirSync(directory)
+    } catch {
+      return // Something else lives there: another master's socket.
+    }
+  }
+}
+
+function failure(path: string, error: unknown): ControlError {
+  const code = error instanceof Error && 'code' in error ? error.code : null
+  const directory = dirname(path)
+  const start = `Could not open the control socket ${path}:`
+  const end = 'Give another path with --control.'
+  if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS') {
+    return new ControlError(
+      `${start} the user that runs usr2 (uid ${process.getuid?.() ?? '?'}) may not write to ${directory} (${code}). ` +
+        'Give it that right, or another path with --control.',
+    )
+  }
+  if (code === 'ENOENT')
+    return new ControlError(`${start} the directory ${directory} cannot be made (ENOENT). ${end}`)
+  if (code === 'ENOTDIR')
+    return new ControlError(`${start} a part of ${directory} is not a directory. ${end}`)
+  if (code === 'ENOSPC') return new ControlError(`${start} the file system of ${directory} is full.`)
+  return new ControlError(`${start} ${error instanceof Error ? error.message : String(error)}. ${end}`)
+}
+
+/** null when there is nothing, also where we may not look: what comes next says why. */
+function lstat(path: string): Stats | null {
+  try {
+    return lstatSync(path)
+  } catch {
+    return null
+  }
+}
+
+function isSameFile(a: Stats | null, b: Stats | null): boolean {
+  return a !== null && b !== null && a.dev === b.dev && a.ino === b.ino
+}

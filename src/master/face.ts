@@ -1,0 +1,106 @@
+/**
+ * What the control socket, the CLI and the service manager see of a running master. Types only: the supervisor
+ * implements them, `control.ts` carries them over the socket, `cli.ts` prints them.
+ */
+
+export type Wait = 'promoted' | 'drained'
+
+export interface ReloadRequest {
+  /** Listener keys that may go: the new generation need not listen on them. */
+  readonly drop: readonly string[]
+  readonly wait: Wait
+}
+
+/** One line of what a rollout is doing, for people, with the facts beside it for programs. */
+export interface Progress {
+  /** The id that every log line of this rollout carries. */
+  readonly reload: string
+  readonly generation: number | null
+  /** A sentence without a full stop: `generation 8: 2 of 4 workers ready`. */
+  readonly text: string
+}
+
+export interface Verdict {
+  /** `refused`: nothing was started. `overtaken`: a stop, or an abort by the one who asked, ended it. */
+  readonly outcome: 'promoted' | 'rolled-back' | 'refused' | 'overtaken'
+  readonly reload: string
+  /** The generation that answers now. */
+  readonly current: number | null
+  /** Why, in whole sentences: the worker's own words where it gave some. One entry per complaint. */
+  readonly reasons: readonly string[]
+  /** From the request to the verdict. */
+  readonly tookMs: number
+  /** One line: `generation 7 -> 8 in 2.1 s: /srv/releases/41 -> /srv/releases/42`. */
+  readonly text: string
+}
+
+/** After `--wait drained`: how the old generation ended. */
+export interface Drained {
+  readonly generation: number
+  readonly accepted: number
+  readonly requests: number
+  readonly cut: number
+  readonly tookMs: number
+  readonly text: string
+}
+
+export interface WorkerStatus {
+  readonly slot: number
+  readonly generation: number
+  readonly pid: number | null
+  readonly phase: 'booting' | 'ready' | 'draining' | 'terminating' | 'killed'
+  readonly uptimeMs: number
+  /** Listeners it accepts on. */
+  readonly open: readonly string[]
+  readonly connections: number
+  readonly requests: number
+  readonly active: number
+  /** Connections cut by a deadline. */
+  readonly cut: number
+  /** What this worker waits for, as a phrase, or null. */
+  readonly waitsFor: string | null
+}
+
+export interface GenerationStatus {
+  readonly id: number
+  readonly role: 'current' | 'candidate' | 'old'
+  readonly version: string
+  readonly entry: string
+  readonly cwd: string
+  readonly node: string
+  readonly workers: readonly WorkerStatus[]
+}
+
+export interface Status {
+  readonly name: string
+  readonly pid: number
+  readonly usr2: string
+  readonly node: string
+  readonly uptimeMs: number
+  readonly state: 'starting' | 'steady' | 'rolling-out' | 'stopping'
+  /** Slots wanted, and slots of the current generation whose worker accepts. */
+  readonly slots: number
+  readonly ready: number
+  readonly listeners: readonly { readonly key: string; readonly accepting: number }[]
+  readonly generations: readonly GenerationStatus[]
+  /** Slots whose worker died, and when they are tried again. */
+  readonly vacancies: readonly { readonly slot: number; readonly deaths: number; readonly retryInMs: number }[]
+  /** What the master waits for, as a phrase, or null. */
+  readonly waitsFor: string | null
+  readonly lastVerdict: Verdict | null
+}
+
+export interface Asker {
+  progress(progress: Progress): void
+  verdict(verdict: Verdict): void
+  /** Only with `wait: 'drained'`, once, after a `promoted` verdict. */
+  drained(drained: Drained): void
+}
+
+export interface Face {
+  status(): Status
+  /** Gives a handle by which the asker withdraws its request: `abort` ends the rollout when nobody else asked. */
+  reload(request: ReloadRequest, asker: Asker): { abort(reason: string): void; detach(): void }
+  /** `done` is called when no worker is left, right before the master exits. */
+  stop(how: 'graceful' | 'now', done: () => void): void
+}

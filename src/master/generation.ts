@@ -1,0 +1,243 @@
+/**
+ * What a generation pins: the code on disk, the Node binary, the environment and the configuration as they are at
+ * one moment. Vacancies of this generation are filled from the same pin, whatever is deployed meanwhile.
+ */
+import { createHash } from 'node:crypto'
+import { closeSync, existsSync, openSync, readFileSync, readSync, realpathSync, statSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { basename, dirname, extname, join } from 'node:path'
+import { readEnvFile } from '../config.ts'
+import type { Config } from '../config.ts'
+import type { Policy } from '../rollout/state.ts'
+import { inspectNode } from './node-binary.ts'
+import { NOTIFY_ENV_KEYS } from './systemd.ts'
+
+export interface Pinned {
+  readonly config: Config
+  /** Real paths: what `current` led to. */
+  readonly entry: string
+  readonly cwd: string
+  /** The working directory as the user gave it: `$PWD` of the workers. */
+  readonly pwd: string
+  readonly node: string
+  readonly nodeVersion: string
+  readonly nodeArgs: readonly string[]
+  readonly args: readonly string[]
+  readonly env: Readonly<Record<string, string>>
+  /** The package's version, or an empty string. */
+  readonly version: string
+  /** Changes when the code was changed in place. */
+  readonly fingerprint: string
+  readonly policy: Policy
+}
+
+export type PinResult =
+  | { readonly ok: true; readonly pinned: Pinned }
+  | { readonly ok: false; readonly reasons: readonly string[] }
+
+/** How long a worker may take from the grant of a listener to accepting on it. */
+const GRANT_TIMEOUT_MS = 10_000
+
+/**
+ * @param env the master's environment; its own variables and systemd's do not reach a worker
+ * @returns the pin, or every reason against it as a sentence
+ */
+export async function pinGeneration(config: Config, env: NodeJS.ProcessEnv): Promise<PinResult> {
+  const reasons: string[] = []
+  const attempt = <T>(look: () => T): T | undefined => {
+    try {
+      return look()
+    } catch (error) {
+      reasons.push(error instanceof Error ? error.message : String(error))
+      return undefined
+    }
+  }
+  const cwd = attempt(() => realDirectory(config.cwd))
+  const entry = attempt(() => realEntry(config))
+  const node = await inspectNode(config.node, config.nodeArgs, env).catch((error: Error) => {
+    reasons.push(error.message)
+    return undefined
+  })
+  const envFile = config.envFile === null ? { ok: true as const, env: {} } : readEnvFile(config.envFile)
+  if (!envFile.ok) reasons.push(envFile.complaint)
+  if (entry !== undefined && node && isTypeScript(entry) && !node.stripsTypes) {
+    reasons.push(
+      `${entry} is TypeScript, and Node.js ${node.version} does not run that by itself: build it to JavaScript, ` +
+        'or use Node.js 22.18 or newer (22.6 with --node-args --experimental-strip-types).',
+    )
+  }
+  if (reasons.length > 0 || cwd === undefined || entry === undefined || !node || !envFile.ok) {
+    return { ok: false, reasons }
+  }
+  const manifest = packageOf(entry)
+  return {
+    ok: true,
+    pinned: {
+      config,
+      entry,
+      cwd,
+      pwd: config.cwd,
+      node: node.path,
+      nodeVersion: node.version,
+      nodeArgs: config.nodeArgs,
+      args: config.args,
+      env: { ...inherited(env), ...envFile.env },
+      version: manifest?.version ?? '',
+      fingerprint: fingerprint(entry, manifest?.path),
+      policy: policyOf(config),
+    },
+  }
+}
+
+export function policyOf(config: Config): Policy {
+  const { ready, startTimeoutMs, drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs } = config
+  const { minUptimeMs, maxRestarts, maxDraining, workers } = config
+  const times = { startTimeoutMs, drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs, minUptimeMs }
+  return { slots: workers, ready, ...times, maxRestarts, maxDraining, grantTimeoutMs: GRANT_TIMEOUT_MS }
+}
+
+/** The longest that a stop may take: what a unit's TimeoutStopSec must exceed. */
+export function stopBudgetMs(policy: Policy): number {
+  return policy.drainTimeoutMs + policy.shutdownTimeoutMs + policy.killTimeoutMs
+}
+
+function inherited(env: NodeJS.ProcessEnv): Record<string, string> {
+  const own = (name: string): boolean => name.startsWith('USR2_') || NOTIFY_ENV_KEYS.includes(name)
+  const kept = Object.entries(env).filter(([name, value]) => value !== undefined && !own(name))
+  return Object.fromEntries(kept) as Record<string, string>
+}
+
+function realDirectory(path: string): string {
+  const real = follow(path, 'the working directory')
+  if (!statSync(real).isDirectory()) throw new Error(`${path}, the working directory, is not a directory.`)
+  return real
+}
+
+function follow(path: string, what: string): string {
+  try {
+    return realpathSync.native(path)
+  } catch (error) {
+    throw new Error(`Could not find ${what} ${path}: ${why(error)}.`)
+  }
+}
+
+const why = (error: unknown): string => {
+  const code = error instanceof Error && 'code' in error ? String(error.code) : ''
+  const known: Record<string, string> = {
+    ENOENT: 'there is no such file',
+    EACCES: 'this user may not read it',
+    ELOOP: 'its symlinks go round in a circle',
+    ENOTDIR: 'a part of the path is not a directory',
+  }
+  return known[code] ?? (error instanceof Error ? error.message : String(error))
+}
+
+/** Programs that only start another Node: workers of theirs would be out of our sight. By the name of their package. */
+const LAUNCHERS = new Set([
+  ...['npm', 'npx', 'yarn', 'pnpm', 'tsx', 'ts-node', 'nodemon', 'pm2', 'forever', 'cross-env', 'dotenv-cli'],
+  ...['concurrently', 'env-cmd', 'corepack'],
+])
+
+function realEntry(config: Config): string {
+  const given = config.entry
+  const real = resolveEntry(config)
+  const launcher = packageOf(real)?.name
+  if (launcher !== undefined && LAUNCHERS.has(launcher)) throw new Error(launches(given, launcher, config))
+  try {
+    closeSync(openSync(real, 'r'))
+  } catch (error) {
+    throw new Error(`Could not read the entry ${given}: ${why(error)}.`)
+  }
+  if (['.js', '.cjs', '.mjs', '.ts', '.cts', '.mts'].includes(extname(real))) return real
+  const head = firstBytes(real)
+  if (head.startsWith('#!') && !/\bnode\b/.test(head)) {
+    throw new Error(
+      `The entry ${given} is a script for ${head.slice(2).trim()}, which would start Node out of usr2's sight: ` +
+        'pass the JavaScript file that it runs.',
+    )
+  }
+  if (head.startsWith('\x7fELF') || ['.json', '.node', '.wasm', '.sh'].includes(extname(real))) {
+    throw new Error(`The entry ${given} is not a JavaScript file: pass the file that starts the app.`)
+  }
+  return real
+}
+
+/** As `node <entry>` finds it: the file itself, with an extension added, or the main file of a directory. */
+function resolveEntry(config: Config): string {
+  const given = config.entry
+  try {
+    return createRequire(join(config.cwd, 'usr2')).resolve(given)
+  } catch {
+    const name = basename(given)
+    if (!existsSync(given) && LAUNCHERS.has(name)) throw new Error(launches(name, name, config))
+    const real = follow(given, 'the entry')
+    if (statSync(real).isDirectory()) throw new Error(`The entry ${given} is a directory without a main file.`)
+    return real
+  }
+}
+
+/** The refusal of a launcher, with the file that it leads to where that can be seen. */
+function launches(given: string, launcher: string, config: Config): string {
+  const manifest = packageIn(config.cwd)
+  const start = ['npm', 'yarn', 'pnpm', 'npx'].includes(launcher) ? manifest?.start : undefined
+  const target = /(?:^|\s)(?:node|tsx|ts-node|nodemon)\s+(?:-\S+\s+)*(\S+\.[cm]?[jt]s)\b/.exec(start ?? '')?.[1]
+  const file = target ?? config.args.find((arg) => /\.[cm]?[jt]s$/.test(arg))
+  return (
+    `The entry ${given} only starts another Node (${launcher}), whose sockets and signals usr2 could not see: ` +
+    (file ? `pass the file that it leads to, usr2 run ${file}.` : 'pass the JavaScript file that it leads to.')
+  )
+}
+
+const isTypeScript = (path: string): boolean => /\.[cm]?ts$/.test(path)
+
+function firstBytes(path: string): string {
+  const fd = openSync(path, 'r')
+  try {
+    const buffer = Buffer.alloc(128)
+    return buffer.toString('latin1', 0, readSync(fd, buffer, 0, buffer.length, 0)).split('\n', 1)[0] ?? ''
+  } finally {
+    closeSync(fd)
+  }
+}
+
+interface Manifest {
+  readonly path: string
+  readonly name: string | undefined
+  readonly version: string | undefined
+  readonly start: string | undefined
+}
+
+/** The package that a file belongs to. One that cannot be read is none: it is the app's, not ours. */
+function packageOf(file: string): Manifest | undefined {
+  for (let at = dirname(file); ; at = dirname(at)) {
+    const manifest = packageIn(at)
+    if (manifest) return manifest
+    if (dirname(at) === at) return undefined
+  }
+}
+
+function packageIn(directory: string): Manifest | undefined {
+  const path = join(directory, 'package.json')
+  const text = (x: unknown): string | undefined => (typeof x === 'string' ? x : undefined)
+  try {
+    const json: unknown = JSON.parse(readFileSync(path, 'utf8'))
+    if (typeof json !== 'object' || json === null) return undefined
+    const { name, version, scripts } = json as { name?: unknown; version?: unknown; scripts?: { start?: unknown } }
+    // A bare {"type": "module"} marks a folder, not a package.
+    if (name === undefined && version === undefined) return undefined
+    return { path, name: text(name), version: text(version), start: text(scripts?.start) }
+  } catch {
+    return undefined
+  }
+}
+
+/** Two pins with the same fingerprint boot the same code, as far as its entry, package and lock file can tell. */
+function fingerprint(entry: string, manifest: string | undefined): string {
+  const files = [entry, ...(manifest ? [manifest, join(dirname(manifest), 'package-lock.json')] : [])]
+  const hash = createHash('sha256')
+  for (const file of files) {
+    const stat = statSync(file, { throwIfNoEntry: false })
+    hash.update(`${file} ${stat?.ino} ${stat?.size} ${stat?.mtimeMs}\n`)
+  }
+  return hash.digest('hex').slice(0, 16)
+}

@@ -1,0 +1,225 @@
+/**
+ * The listeners of this master: bound on a worker's first claim, held for the master's whole life, granted to any
+ * number of workers, released only on order. The master never listens and never accepts on them.
+ */
+import { lstatSync, rmSync } from 'node:fs'
+import net from 'node:net'
+import { BindError, bind } from 'native-free-fd-passing'
+import type { HeldSocket } from 'native-free-fd-passing'
+import { listenerKey, overlaps } from '../address.ts'
+import type { Address, ListenerKey } from '../address.ts'
+import { CMD } from '../protocol.ts'
+import type { KnownListener, WireAddress, WireError } from '../protocol.ts'
+import { ownerOf } from './port-owner.ts'
+import { KeptUnixPath } from './unix-path.ts'
+import type { WorkerHandle } from './worker-handle.ts'
+
+/** How long a worker may take to prove a new bind, or to acknowledge a handle. */
+const HANDOVER_TIMEOUT_MS = 10_000
+
+export interface ListenersParts {
+  readonly log: { info(facts: object, text: string): void; warn(facts: object, text: string): void }
+  /** A listener is held since; workers are told so that they may claim it without asking. */
+  onHeld(listener: KnownListener): void
+}
+
+interface Held {
+  readonly socket: HeldSocket
+  readonly address: Address
+  readonly known: KnownListener
+  readonly path: KeptUnixPath | null
+}
+
+interface Asker {
+  readonly worker: WorkerHandle
+  readonly id: number
+  readonly address: Address
+}
+
+/** A bind that a worker is proving by listen(2); others who ask for the same address wait for its outcome. */
+interface Proof {
+  readonly prover: WorkerHandle
+  readonly held: Held
+  readonly waiting: Asker[]
+}
+
+export class Listeners {
+  private readonly held = new Map<ListenerKey, Held>()
+  private readonly proofs = new Map<ListenerKey, Proof>()
+  private readonly parts: ListenersParts
+
+  constructor(parts: ListenersParts) {
+    this.parts = parts
+  }
+
+  known(): KnownListener[] {
+    return [...this.held.values()].map(({ known }) => known)
+  }
+
+  /** A worker wants to listen on an address that it does not know to be held. */
+  claim(worker: WorkerHandle, id: number, wire: WireAddress): void {
+    const address = wire as Address
+    const key = listenerKey(address)
+    const held = this.held.get(key)
+    if (held) return worker.send({ t: 'answer', id, ok: held.known })
+    const proof = this.proofs.get(key)
+    if (proof) return void proof.waiting.push({ worker, id, address })
+    void this.bind({ worker, id, address }, key)
+  }
+
+  private async bind(asker: Asker, key: ListenerKey): Promise<void> {
+    const { worker, id, address } = asker
+    const refuse = (error: WireError, why: string): void => {
+      this.parts.log.warn({ ...worker.facts, listener: key }, why)
+      worker.explain(why)
+      worker.send({ t: 'answer', id, error })
+    }
+    const rival = [...this.held.values(), ...[...this.proofs.values()].map((p) => p.held)].find((other) =>
+      overlaps(other.address, address),
+    )
+    if (rival) {
+      return refuse(
+        { code: 'EADDRINUSE', errno: -98, syscall: 'listen' },
+        `could not bind ${key}: it overlaps ${rival.known.key}, which this master holds ` +
+          `(if the app has moved there: usr2 reload --drop ${rival.known.key}, or stop and start)`,
+      )
+    }
+    try {
+      await removeStale(address)
+      // The claimant may have died, or another one been faster, while we looked.
+      if (this.held.has(key) || this.proofs.has(key)) return this.claim(worker, id, address)
+      if (!worker.alive) return
+      const held = this.hold(bind(address), address, key)
+      this.proofs.set(key, { prover: worker, held, waiting: [] })
+      const message = { cmd: CMD, t: 'handle', purpose: 'verify', listener: held.known, id }
+      held.socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS }).catch(() => {
+        this.proved(worker, key, { code: 'ECANCELED', errno: -125, syscall: 'listen' })
+      })
+    } catch (error) {
+      if (!(error instanceof BindError)) throw error
+      const owner = error.code === 'EADDRINUSE' ? ownerOf(address) : null
+      const { code, errno } = error
+      refuse({ code, errno, syscall: 'listen' }, `could not bind ${key}: ${hintFor(code, owner, error.message)}`)
+    }
+  }
+
+  private hold(socket: HeldSocket, address: Address, key: ListenerKey): Held {
+    const known = { key, bound: socket.bound }
+    let path: KeptUnixPath | null = null
+    if (address.kind === 'unix' && !address.path.startsWith('\0')) {
+      const { log } = this.parts
+      const restored = (): void => log.warn({ listener: key }, `something removed ${address.path}; brought it back`)
+      try {
+        path = new KeptUnixPath(address.path, restored)
+      } catch (error) {
+        const why = error instanceof Error ? error.message : String(error)
+        log.warn({ listener: key }, `no spare link of ${address.path} could be made, so nothing may remove it: ${why}`)
+      }
+    }
+    return { socket, address, known, path }
+  }
+
+  /** The prover's listen(2) went well (`error` null) or not. */
+  proved(worker: WorkerHandle, key: ListenerKey, error: WireError | null): void {
+    const proof = this.proofs.get(key)
+    if (!proof || proof.prover !== worker) return
+    this.proofs.delete(key)
+    if (error === null) {
+      this.held.set(key, proof.held)
+      this.parts.log.info({ ...worker.facts, listener: key }, `holds ${key}`)
+      this.parts.onHeld(proof.held.known)
+      for (const { worker, id } of proof.waiting) worker.send({ t: 'answer', id, ok: proof.held.known })
+      return
+    }
+    const owner = error.code === 'EADDRINUSE' ? ownerOf(proof.held.address) : null
+    if (worker.alive) worker.explain(`could not listen on ${key}: ${hintFor(error.code, owner, error.code)}`)
+    void this.close(proof.held)
+    // The others try for themselves: the prover may only have died.
+    for (const { worker, id, address } of proof.waiting) this.claim(worker, id, address)
+  }
+
+  /** A worker has ended: what it was proving is given to the next who waits. */
+  forget(worker: WorkerHandle): void {
+    for (const [key, proof] of this.proofs) {
+      if (proof.prover === worker) this.proved(worker, key, { code: 'ECANCELED', errno: -125, syscall: 'listen' })
+    }
+  }
+
+  /**
+   * Hands a listener to a worker. Settles when the worker has it; whether it accepts on it, the worker says itself.
+   *
+   * @throws {Error} a sentence: it is not held, or the worker did not take it in time
+   */
+  async grant(worker: WorkerHandle, key: ListenerKey): Promise<void> {
+    const held = this.held.get(key)
+    if (!held) throw new Error(`${key} is not held any more`)
+    const message = { cmd: CMD, t: 'handle', purpose: 'open', listener: held.known }
+    await held.socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS })
+  }
+
+  /** Brings back unix paths that somebody removed. */
+  restorePaths(): void {
+    for (const { path, known } of this.held.values()) {
+      if (path?.restore()) this.parts.log.warn({ listener: known.key }, `something removed ${path.path}; brought it back`)
+    }
+  }
+
+  async release(key: ListenerKey): Promise<void> {
+    const held = this.held.get(key)
+    if (!held) return
+    this.held.delete(key)
+    this.parts.log.info({ listener: key }, `released ${key}`)
+    await this.close(held)
+  }
+
+  async closeAll(): Promise<void> {
+    const all = [...this.held.values(), ...[...this.proofs.values()].map(({ held }) => held)]
+    this.held.clear()
+    this.proofs.clear()
+    await Promise.all(all.map((held) => this.close(held)))
+  }
+
+  private async close({ socket, path }: Held): Promise<void> {
+    path?.remove()
+    // A send that was given up may still have the handle in Node's queue: its owner refuses to be closed then.
+    for (let tries = 0; tries < 200; tries++) {
+      try {
+        return socket.close()
+      } catch {
+        await new Promise((resolve) => setTimeout(resolve, 50))
+      }
+    }
+  }
+}
+
+function hintFor(code: string, owner: string | null, otherwise: string): string {
+  if (code === 'EADDRINUSE') return owner ? `the address is in use by ${owner}` : 'the address is in use'
+  if (code === 'EACCES') {
+    return (
+      'this user has no right to it (EACCES); below port 1024 use a .socket unit, ' +
+      'AmbientCapabilities=CAP_NET_BIND_SERVICE, or a port from 1024 on'
+    )
+  }
+  if (code === 'EADDRNOTAVAIL') return 'this machine has no such address (EADDRNOTAVAIL)'
+  return otherwise
+}
+
+/**
+ * A master that was killed leaves the file of its unix socket, and every bind after it would fail with EADDRINUSE.
+ * A socket that nobody answers at is removed; anything else is left for bind(2) to refuse.
+ */
+async function removeStale(address: Address): Promise<void> {
+  if (address.kind !== 'unix' || address.path.startsWith('\0')) return
+  if (!lstatSync(address.path, { throwIfNoEntry: false })?.isSocket()) return
+  const refused = await new Promise<boolean>((resolve) => {
+    const socket = net.connect(address.path)
+    const settle = (answer: boolean): void => {
+      socket.destroy()
+      resolve(answer)
+    }
+    socket.once('connect', () => settle(false))
+    socket.once('error', (error: NodeJS.ErrnoException) => settle(error.code === 'ECONNREFUSED'))
+    socket.setTimeout(1_000, () => settle(false))
+  })
+  if (refused) rmSync(address.path, { force: true })
+}

@@ -1,0 +1,58 @@
+/** Whose a TCP port or a unix path is, for the sentence about EADDRINUSE. Linux: read from /proc, see proc(5). */
+import { readFileSync, readdirSync, readlinkSync } from 'node:fs'
+import type { Address } from '../address.ts'
+
+/** `pid 4711 (nginx: master process)`, or null when nobody can be seen (another user's process, no /proc). */
+export function ownerOf(address: Address): string | null {
+  const inodes = address.kind === 'unix' ? unixInodes(address.path) : tcpInodes(address.port)
+  if (inodes.size === 0) return null
+  for (const pid of entries('/proc').filter((name) => /^\d+$/.test(name))) {
+    for (const fd of entries(`/proc/${pid}/fd`)) {
+      const inode = /^socket:\[(\d+)\]$/.exec(link(`/proc/${pid}/fd/${fd}`))?.[1]
+      if (inode !== undefined && inodes.has(inode)) return `pid ${pid} (${commandOf(pid)})`
+    }
+  }
+  return null
+}
+
+const LISTEN = '0A'
+
+function tcpInodes(port: number): Set<string> {
+  const hex = port.toString(16).toUpperCase().padStart(4, '0')
+  const rows = ['/proc/net/tcp', '/proc/net/tcp6'].flatMap((path) => read(path).split('\n').slice(1))
+  const columns = rows.map((row) => row.trim().split(/\s+/))
+  return new Set(columns.flatMap((c) => (c[1]?.endsWith(`:${hex}`) && c[3] === LISTEN && c[9] ? [c[9]] : [])))
+}
+
+function unixInodes(path: string): Set<string> {
+  const rows = read('/proc/net/unix').split('\n').slice(1)
+  const columns = rows.map((row) => row.trim().split(/\s+/))
+  return new Set(columns.flatMap((c) => (c[7] === path && c[6] ? [c[6]] : [])))
+}
+
+function commandOf(pid: string): string {
+  const command = read(`/proc/${pid}/cmdline`).replace(/\0/g, ' ').trim()
+  return command.length > 80 ? `${command.slice(0, 79)}…` : command
+}
+
+function read(path: string): string {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch {
+    return ''
+  }
+}
+function entries(path: string): string[] {
+  try {
+    return readdirSync(path)
+  } catch {
+    return []
+  }
+}
+function link(path: string): string {
+  try {
+    return readlinkSync(path)
+  } catch {
+    return ''
+  }
+}

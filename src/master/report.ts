@@ -1,0 +1,76 @@
+/**
+ * What was decided, in words: log lines, the status line for the service manager, the verdict's sentence. Pure but
+ * for the logger that is made here.
+ */
+import { createRequire } from 'node:module'
+import pino from 'pino'
+import type { DestinationStream, Logger } from 'pino'
+import pretty from 'pino-pretty'
+import type { Held } from '../protocol.ts'
+import type { Verdict as Decision } from '../rollout/state.ts'
+import type { Pinned } from './generation.ts'
+
+export type { Logger }
+
+/** JSON lines on stderr, so that the app's stdout stays the app's; readable lines on a terminal. */
+export function createLogger(level: string, name: string): Logger {
+  const isTerminal = process.stderr.isTTY === true
+  const destination: DestinationStream = isTerminal
+    ? pretty({ destination: 2, sync: true, ignore: 'name,master,event', translateTime: 'SYS:HH:MM:ss.l' })
+    : pino.destination({ dest: 2, sync: true })
+  return pino(
+    {
+      level,
+      // `pid` in a line is a worker's.
+      base: { name, master: process.pid },
+      formatters: { level: (label) => ({ level: label }) },
+      timestamp: pino.stdTimeFunctions.isoTime,
+    },
+    destination,
+  )
+}
+
+export function seconds(ms: number): string {
+  return ms < 1_000 ? `${Math.round(ms)} ms` : `${(ms / 1_000).toFixed(1)} s`
+}
+
+export const plural = (count: number, what: string): string => `${count} ${what}${count === 1 ? '' : 's'}`
+
+/** `/srv/releases/41 -> /srv/releases/42`, and the versions where they differ. */
+function change(from: Pinned | undefined, to: Pinned | undefined): string {
+  if (!from || !to) return ''
+  const where = from.entry === to.entry ? to.entry : `${from.cwd} -> ${to.cwd}`
+  const version = from.version === to.version ? to.version : `${from.version} -> ${to.version}`
+  const node = from.nodeVersion === to.nodeVersion ? '' : `, Node ${from.nodeVersion} -> ${to.nodeVersion}`
+  return `: ${where}${version ? ` (${version})` : ''}${node}`
+}
+
+/** One line: `generation 7 -> 8 in 2.1 s: /srv/releases/41 -> /srv/releases/42 (1.4.0 -> 1.5.0)`. */
+export function verdictText(decision: Decision, pinned: ReadonlyMap<number, Pinned>): string {
+  const { outcome, current, other, tookMs, reasons } = decision
+  const took = seconds(tookMs)
+  switch (outcome) {
+    case 'promoted':
+      return `generation ${other} -> ${current} in ${took}${change(pinned.get(other ?? -1), pinned.get(current ?? -1))}`
+    case 'rolled-back':
+      return `generation ${other} was rolled back after ${took}, generation ${current} serves on: ${reasons.join('; ')}`
+    case 'refused':
+      return `the reload was refused, generation ${current} serves on: ${reasons.join(' ')}`
+    case 'overtaken':
+      return `the reload was ended after ${took}: ${reasons.join('; ')}`
+  }
+}
+
+/** `GET /export, 12.4 s, 127.0.0.1:51234`. */
+export function heldText({ what, method, path, ageMs, peer }: Held): string {
+  const name = what === 'request' ? `${method} ${path}` : what === 'idle' ? 'idle connection' : `${what} connection`
+  return `${name}, ${seconds(ageMs)}, ${peer}`
+}
+
+/** Our own version, as it was when this program was built. */
+declare const __USR2_VERSION__: string | undefined
+export function ownVersion(): string {
+  if (typeof __USR2_VERSION__ === 'string') return __USR2_VERSION__
+  const { version } = createRequire(import.meta.url)('../../package.json') as { version: string }
+  return version
+}

@@ -1,0 +1,184 @@
+/** `usr2 run`: wires the parts of a master together, and takes them apart again. Read this file first. */
+import { accessSync, constants, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { defaultControlPath, loadConfig, needsRestart, startDirectory } from '../config.ts'
+import type { Config } from '../config.ts'
+import { openControl } from './control.ts'
+import type { Control } from './control.ts'
+import { hasTerminal, listenToSignals } from './early-signals.ts'
+import { pinGeneration, stopBudgetMs } from './generation.ts'
+import type { PinResult } from './generation.ts'
+import { OLDEST_MAJOR } from './node-binary.ts'
+import { removePidFile, writePidFile } from './pid-file.ts'
+import { createLogger, ownVersion, seconds } from './report.ts'
+import { Supervisor } from './supervisor.ts'
+import { createNotifier } from './systemd.ts'
+
+export interface RunInput {
+  /** What follows `usr2 run`. */
+  readonly argv: readonly string[]
+  readonly env: NodeJS.ProcessEnv
+  readonly cwd: string
+}
+
+/** Gives the exit status: 0 stopped as asked, 1 could not start or gave up, 2 bad usage or configuration. */
+export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
+  if (Number.parseInt(process.versions.node, 10) < OLDEST_MAJOR) {
+    return complain(2, [`usr2 needs Node.js ${OLDEST_MAJOR} or newer, and this is ${process.versions.node}.`])
+  }
+  const input = { argv, env: { ...env }, cwd: startDirectory(env, cwd) }
+  const loaded = loadConfig(input)
+  if (!loaded.ok) return complain(2, loaded.complaints)
+  const { config } = loaded
+  const first = await pinGeneration(config, env)
+  if (!first.ok) return complain(2, first.reasons)
+  const place = defaultControlPath(config, env, canWrite)
+  if (!place.ok) return complain(1, [place.complaint])
+
+  const log = createLogger(config.logLevel, config.name)
+  for (const warning of loaded.warnings) log.warn({}, warning)
+  // Nothing of ours may pin a release's directory; the workers get theirs with each spawn.
+  process.chdir('/')
+
+  const pin = async (): Promise<PinResult> => {
+    const again = loadConfig(input)
+    if (!again.ok) return { ok: false, reasons: again.complaints }
+    const fixed = needsRestart(config, again.config)
+    if (fixed.length > 0) {
+      log.warn({ keys: fixed }, `changed, but only a restart can change it: ${fixed.join(', ')}`)
+    }
+    return pinGeneration(again.config, env)
+  }
+
+  const notifier = createNotifier({ env: process.env, log })
+  let control: Control | undefined
+  let runtime: string | undefined
+  let end: (status: number) => void = () => {}
+  const ended = new Promise<number>((resolve) => (end = resolve))
+  try {
+    const preload = (): string => (runtime ??= makeRuntimeDirectory(place.path, config.name))
+    const face = new Supervisor({
+      config,
+      log,
+      notifier,
+      get preload() {
+        return join(preload(), 'preload.cjs')
+      },
+      pin,
+      onServing: () => writePid(config, log),
+      onEnd: (status) => end(status),
+    })
+    // The socket is what tells a second master of the same name, so it comes before anything is started.
+    control = await openControl({ path: place.path, face, log })
+    preload()
+    const { policy } = first.pinned
+    log.info(
+      { event: 'starting', usr2: ownVersion(), node: process.versions.node, control: place.path },
+      `usr2 ${ownVersion()} (pid ${process.pid}): ${config.workers} x ${first.pinned.entry}; ` +
+        `a stop takes at most ${seconds(stopBudgetMs(policy))}`,
+    )
+    face.start(first.pinned)
+    takeSignals(face, log, env)
+    notifier.startWatchdog(() => true)
+    return await ended
+  } catch (error) {
+    return complain(1, [error instanceof Error ? error.message : String(error)])
+  } finally {
+    await control?.close()
+    if (runtime) rmSync(runtime, { recursive: true, force: true })
+    if (config.pidFile !== null) removePidFile(config.pidFile)
+    await notifier.flush()
+    notifier.close()
+  }
+}
+
+function complain(status: 1 | 2, complaints: readonly string[]): number {
+  for (const complaint of complaints) process.stderr.write(`usr2: ${complaint}\n`)
+  return status
+}
+
+type Log = ReturnType<typeof createLogger>
+
+function writePid({ pidFile }: Config, log: Log): void {
+  if (pidFile === null) return
+  try {
+    writePidFile(pidFile)
+  } catch (error) {
+    log.error({}, error instanceof Error ? error.message : String(error))
+  }
+}
+
+/** What each signal means. Handlers only tell: the supervisor is asked, and decides by the machine. */
+function takeSignals(supervisor: Supervisor, log: Log, env: NodeJS.ProcessEnv): void {
+  const hadTerminal = hasTerminal()
+  if (env['npm_lifecycle_event'] !== undefined || env['npm_command'] !== undefined) {
+    log.warn({}, `started through npm, which passes no USR2 or HUP on: send signals to pid ${process.pid} itself`)
+  }
+  listenToSignals((signal) => {
+    log.info({ event: 'signal', signal }, `got ${signal}`)
+    switch (signal) {
+      case 'SIGUSR2':
+        return supervisor.reloadUnattended()
+      case 'SIGHUP':
+        // "The terminal is gone" comes by the same signal as "reload".
+        if (hadTerminal && !hasTerminal()) return supervisor.stop('graceful')
+        return supervisor.reloadUnattended()
+      case 'SIGTERM':
+      case 'SIGINT':
+        return supervisor.stop(supervisor.stopping ? 'now' : 'graceful')
+      case 'SIGQUIT':
+        return supervisor.stop('graceful')
+      case 'SIGUSR1':
+      case 'SIGTTIN':
+      case 'SIGTTOU':
+        // Reopening logs and changing the number of slots come with a later version; never fatal.
+        return
+    }
+  })
+}
+
+function canWrite(directory: string): boolean {
+  for (let at = directory, levels = 0; levels < 3; at = dirname(at), levels++) {
+    if (!existsSync(at)) continue
+    try {
+      accessSync(at, constants.W_OK | constants.X_OK)
+      return true
+    } catch {
+      return false
+    }
+  }
+  return false
+}
+
+/**
+ * A directory of this master's own beside its control socket, with a copy of the guest: an `npm ci` or an upgrade
+ * on disk never mixes versions. What a killed master of the same name left is swept.
+ */
+function makeRuntimeDirectory(control: string, name: string): string {
+  const parent = dirname(control)
+  const prefix = `.usr2-${name}-`
+  for (const entry of readdirSync(parent)) {
+    const pid = entry.startsWith(prefix) ? Number(entry.slice(prefix.length)) : NaN
+    if (Number.isInteger(pid) && !isAlive(pid)) rmSync(join(parent, entry), { recursive: true, force: true })
+  }
+  const directory = join(parent, `${prefix}${process.pid}`)
+  rmSync(directory, { recursive: true, force: true })
+  mkdirSync(directory, { mode: 0o755 })
+  copyFileSync(guestFile(), join(directory, 'preload.cjs'))
+  return directory
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch (error) {
+    return error instanceof Error && 'code' in error && error.code === 'EPERM'
+  }
+}
+
+/** Beside the built CLI. */
+function guestFile(): string {
+  return join(dirname(fileURLToPath(import.meta.url)), 'preload.cjs')
+}

@@ -1,0 +1,592 @@
+/**
+ * The loop: queue facts, step the machine, perform its commands, re-arm the one timer.
+ *
+ * Everything that happens in the world becomes a fact for src/rollout/; everything that is done is a command from
+ * there. This file decides nothing: where it seems to choose, it looks up who holds what.
+ */
+import type { Config } from '../config.ts'
+import type { FromWorker, KnownListener } from '../protocol.ts'
+import { accepts, currentOf, holder, roleOf, serves, stateOf } from '../rollout/questions.ts'
+import { initialState } from '../rollout/state.ts'
+import type {
+  Announcement,
+  AskId,
+  Command,
+  Event,
+  Fact,
+  GenerationId,
+  State,
+  Verdict as Decision,
+  WorkerId,
+} from '../rollout/state.ts'
+import { step } from '../rollout/step.ts'
+import { deadline } from '../rollout/timers.ts'
+import type { Asker, Drained, Face, Progress, Status, Verdict, Wait, WorkerStatus } from './face.ts'
+import { stopBudgetMs } from './generation.ts'
+import type { Pinned, PinResult } from './generation.ts'
+import { leftovers, signalGroup } from './leftovers.ts'
+import { Listeners } from './listeners.ts'
+import { heldText, ownVersion, plural, seconds, verdictText } from './report.ts'
+import type { Logger } from './report.ts'
+import type { Notifier } from './systemd.ts'
+import { NO_COUNTS, WorkerHandle } from './worker-handle.ts'
+import type { WorkerExit } from './worker-handle.ts'
+
+/** A timer that fires this late means that the machine slept: a paused VM, a stopped process. */
+const OVERSLEPT_MS = 2_000
+/** What setTimeout can hold. */
+const MAX_TIMER_MS = 2 ** 31 - 1
+const MAX_NAMED_CUTS = 20
+/** A stop or a slow start that progresses asks the service manager for so much more time at once. */
+const EXTENSION_MS = 10_000
+
+export interface SupervisorParts {
+  readonly config: Config
+  readonly log: Logger
+  readonly notifier: Notifier
+  /** The guest's file. */
+  readonly preload: string
+  /** Reads configuration, code path and Node binary anew. */
+  pin(): Promise<PinResult>
+  /** The first generation serves. */
+  onServing(): void
+  /** No worker is left and every listener is closed. */
+  onEnd(status: 0 | 1): void
+}
+
+interface Ask {
+  readonly asker: Asker
+  readonly wait: Wait
+}
+
+interface Ended {
+  accepted: number
+  requests: number
+  cut: number
+}
+
+export class Supervisor implements Face {
+  private state: State = initialState
+  private readonly facts: Event[] = []
+  private stepping = false
+  private timer: NodeJS.Timeout | undefined
+  private armedFor: number | null = null
+  private readonly parts: SupervisorParts
+  private readonly log: Logger
+  private readonly listeners: Listeners
+  private readonly handles = new Map<WorkerId, WorkerHandle>()
+  private readonly pinned = new Map<GenerationId, Pinned>()
+  private readonly asks = new Map<AskId, Ask>()
+  private readonly waitingForDrain = new Map<GenerationId, { asker: Asker; since: number }[]>()
+  /** What the ended workers of a generation had done. */
+  private readonly ended = new Map<GenerationId, Ended>()
+  private readonly stopped: (() => void)[] = []
+  private lastAsk = 0
+  private lastVerdict: Verdict | null = null
+  private reloadId: string | null = null
+  private stopBy: number | null = null
+  private readonly startedAt = performance.now()
+
+  constructor(parts: SupervisorParts) {
+    this.parts = parts
+    this.log = parts.log
+    this.listeners = new Listeners({ log: parts.log, onHeld: (known) => this.tellHeld(known) })
+  }
+
+  start(pinned: Pinned): void {
+    this.pinned.set(this.state.nextGeneration, pinned)
+    this.dispatch({ e: 'started', policy: pinned.policy })
+  }
+
+  // --- the loop -------------------------------------------------------------------------------------------------
+
+  private dispatch(fact: Fact): void {
+    const at = performance.now()
+    const lagMs = this.armedFor === null ? 0 : at - this.armedFor
+    if (lagMs > OVERSLEPT_MS) {
+      // Told before anything else: what ran out meanwhile did not have its time.
+      this.armedFor = null
+      this.log.warn({ event: 'overslept', lagMs }, `woke ${seconds(lagMs)} late; every deadline is moved by as much`)
+      this.facts.push({ at, e: 'overslept', lagMs })
+    }
+    this.facts.push({ at, ...fact })
+    if (this.stepping) return
+    this.stepping = true
+    try {
+      for (let event = this.facts.shift(); event; event = this.facts.shift()) {
+        const { state, commands } = step(this.state, event)
+        this.state = state
+        for (const command of commands) this.perform(command)
+      }
+    } finally {
+      this.stepping = false
+    }
+    this.listeners.restorePaths()
+    this.arm()
+  }
+
+  private arm(): void {
+    clearTimeout(this.timer)
+    this.armedFor = deadline(this.state)
+    if (this.armedFor === null) return
+    const delayMs = Math.min(Math.max(0, Math.ceil(this.armedFor - performance.now())), MAX_TIMER_MS)
+    this.timer = setTimeout(() => this.dispatch({ e: 'ticked' }), delayMs)
+  }
+
+  private perform(command: Command): void {
+    switch (command.c) {
+      case 'pin':
+        return void this.pin(command.reload)
+      case 'spawn':
+        return this.spawn(command.worker, command.generation, command.slot)
+      case 'open':
+        return void this.open(command.worker, command.key)
+      case 'drain': {
+        const handle = this.handles.get(command.worker)
+        const policy = this.pinned.get(handle?.generation ?? -1)?.policy
+        if (!handle || !policy) return
+        const { drainTimeoutMs, shutdownTimeoutMs } = policy
+        return handle.send({ t: 'drain', times: { drainTimeoutMs, shutdownTimeoutMs } })
+      }
+      case 'cut':
+        return this.handles.get(command.worker)?.send({ t: 'cut' })
+      case 'terminate': {
+        // By both ways: the guest hides SIGTERM from the app while it serves, and a worker that has not loaded its
+        // guest knows only the signal.
+        const handle = this.handles.get(command.worker)
+        handle?.send({ t: 'exit' })
+        return handle?.signal('SIGTERM')
+      }
+      case 'kill':
+        return this.handles.get(command.worker)?.signal('SIGKILL')
+      case 'release':
+        void this.listeners.release(command.key)
+        for (const handle of this.handles.values()) handle.send({ t: 'forget', key: command.key })
+        return
+      case 'unpin':
+        return this.unpin(command.generation)
+      case 'answer':
+        return this.answer(command.ask, command.verdict)
+      case 'announce':
+        return this.announce(command.what)
+      case 'exit':
+        return void this.end(command.status, command.why)
+    }
+  }
+
+  // --- hands ----------------------------------------------------------------------------------------------------
+
+  private async pin(reload: string): Promise<void> {
+    const result = await this.parts.pin().catch((error: unknown): PinResult => {
+      return { ok: false, reasons: [`reading the new version failed: ${String(error)}`] }
+    })
+    if (!result.ok) return this.dispatch({ e: 'pin-failed', reload, reasons: result.reasons })
+    const { top } = this.state
+    if (top.k !== 'rolling-out' || top.rollout.id !== reload || top.rollout.doing.k !== 'pinning') return
+    this.pinned.set(this.state.nextGeneration, result.pinned)
+    this.dispatch({ e: 'pinned', reload, policy: result.pinned.policy })
+  }
+
+  private spawn(id: WorkerId, generation: GenerationId, slot: number): void {
+    const pinned = this.pinned.get(generation)
+    if (!pinned) throw new Error(`generation ${generation} was not pinned`)
+    const handle = new WorkerHandle({
+      id,
+      generation,
+      slot,
+      name: this.parts.config.name,
+      pinned,
+      preload: this.parts.preload,
+      known: this.listeners.known(),
+      onMessage: (worker, message) => this.onMessage(worker, message),
+      onExit: (worker, exit) => this.onExit(worker, exit),
+    })
+    this.handles.set(id, handle)
+    this.log.debug({ ...handle.facts, ...this.rolloutFacts(generation), event: 'spawned' }, `started slot ${slot}`)
+  }
+
+  private async open(id: WorkerId, key: string): Promise<void> {
+    const handle = this.handles.get(id)
+    if (!handle) return
+    try {
+      await this.listeners.grant(handle, key)
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error)
+      this.dispatch({ e: 'open-failed', worker: id, key, reason })
+    }
+  }
+
+  private onMessage(handle: WorkerHandle, message: FromWorker): void {
+    const worker = handle.id
+    switch (message.t) {
+      case 'claim':
+        return this.listeners.claim(handle, message.id, message.address)
+      case 'verified':
+        return this.listeners.proved(handle, message.key, message.error)
+      case 'claimed':
+        this.extendWhileStarting()
+        return this.dispatch({ e: 'claimed', worker, key: message.key })
+      case 'unclaimed':
+        return this.dispatch({ e: 'unclaimed', worker, key: message.key })
+      case 'private':
+        return this.dispatch({ e: 'listened-privately', worker })
+      case 'opened': {
+        const { key, error } = message
+        if (error) return this.dispatch({ e: 'open-failed', worker, key, reason: `${error.syscall} ${error.code}` })
+        return this.dispatch({ e: 'opened', worker, key })
+      }
+      case 'withdrawn':
+        return this.dispatch({ e: 'withdrawn', worker, key: message.key })
+      case 'ready':
+        return this.dispatch({ e: 'said-ready', worker })
+      case 'draining':
+        return this.dispatch({ e: 'drain-began', worker, timeoutMs: message.timeoutMs })
+      case 'drained':
+        if (message.counts.cut > 0) this.reportCuts(handle, message)
+        return this.dispatch({ e: 'worker-drained', worker })
+      case 'counts':
+        return this.extendWhileStopping()
+      case 'signalled':
+        this.log.info({ ...handle.facts, event: 'worker-signalled' }, `slot ${handle.slot} got ${message.signal}`)
+        return this.dispatch({ e: 'replace-asked', worker })
+      case 'warning':
+        return this.log.warn({ ...handle.facts, event: 'worker-warning' }, message.text)
+      case 'hello':
+        return this.extendWhileStarting()
+      case 'failed':
+      case 'stderr':
+        // Kept by the handle for the reason of its exit.
+        return
+    }
+  }
+
+  private reportCuts(handle: WorkerHandle, { counts, cut }: Extract<FromWorker, { t: 'drained' }>): void {
+    const named = cut.slice(0, MAX_NAMED_CUTS)
+    const more = counts.cut > named.length ? `, and ${counts.cut - named.length} more` : ''
+    this.log.warn(
+      { ...handle.facts, event: 'cut', cut: counts.cut, connections: named },
+      `cut ${plural(counts.cut, 'connection')} at the drain deadline: ${named.map(heldText).join('; ')}${more}`,
+    )
+  }
+
+  private onExit(handle: WorkerHandle, { reason, stillborn }: WorkerExit): void {
+    this.handles.delete(handle.id)
+    this.listeners.forget(handle)
+    const { accepted, requests, cut } = handle.counts
+    const sum = this.ended.get(handle.generation) ?? { accepted: 0, requests: 0, cut: 0 }
+    const total = { accepted: sum.accepted + accepted, requests: sum.requests + requests, cut: sum.cut + cut }
+    this.ended.set(handle.generation, total)
+    this.log.debug({ ...handle.facts, event: 'worker-exited' }, reason)
+    this.endLeftovers(handle)
+    this.extendWhileStopping()
+    this.dispatch({ e: 'worker-exited', worker: handle.id, reason, stillborn })
+  }
+
+  private endLeftovers(handle: WorkerHandle): void {
+    const { pid } = handle
+    if (pid === null) return
+    const left = leftovers(pid)
+    if (left.length === 0) return
+    const names = left.map(({ pid, command }) => `${pid} (${command})`).join(', ')
+    this.log.warn({ ...handle.facts, event: 'leftovers', left }, `slot ${handle.slot} left running: ${names}; ending it`)
+    signalGroup(pid, 'SIGTERM')
+    const timeoutMs = this.pinned.get(handle.generation)?.policy.killTimeoutMs ?? 0
+    const kill = setTimeout(() => {
+      this.leftoverKills.delete(pid)
+      signalGroup(pid, 'SIGKILL')
+    }, timeoutMs)
+    this.leftoverKills.set(pid, kill)
+  }
+  private readonly leftoverKills = new Map<number, NodeJS.Timeout>()
+
+  private tellHeld(listener: KnownListener): void {
+    for (const handle of this.handles.values()) handle.send({ t: 'known', listener })
+  }
+
+  private unpin(generation: GenerationId): void {
+    const total = this.ended.get(generation) ?? { accepted: 0, requests: 0, cut: 0 }
+    this.pinned.delete(generation)
+    this.ended.delete(generation)
+    const { accepted, requests, cut } = total
+    const text =
+      `generation ${generation} has ended: ${plural(accepted, 'connection')}, ` +
+      `${plural(requests, 'request')}, ${cut} cut`
+    this.log.info({ event: 'drained', generation, ...total }, text)
+    for (const { asker, since } of this.waitingForDrain.get(generation) ?? []) {
+      const drained: Drained = { generation, ...total, tookMs: performance.now() - since, text }
+      asker.drained(drained)
+    }
+    this.waitingForDrain.delete(generation)
+  }
+
+  private answer(id: AskId, decision: Decision): void {
+    const ask = this.asks.get(id)
+    this.asks.delete(id)
+    if (!ask) return
+    if (decision.outcome === 'promoted' && ask.wait === 'drained' && decision.other !== null) {
+      const waiting = this.waitingForDrain.get(decision.other) ?? []
+      this.waitingForDrain.set(decision.other, [...waiting, { asker: ask.asker, since: performance.now() }])
+    }
+    ask.asker.verdict(this.verdict(decision))
+  }
+
+  private verdict(decision: Decision): Verdict {
+    const { outcome, reload, current, reasons, tookMs } = decision
+    return { outcome, reload, current, reasons, tookMs, text: verdictText(decision, this.pinned) }
+  }
+
+  private async end(status: 0 | 1, why: readonly string[]): Promise<void> {
+    clearTimeout(this.timer)
+    for (const [pid, timer] of this.leftoverKills) {
+      clearTimeout(timer)
+      signalGroup(pid, 'SIGKILL')
+    }
+    await this.listeners.closeAll()
+    const text = status === 0 ? 'stopped' : `gave up: ${why.join('; ')}`
+    this.log[status === 0 ? 'info' : 'error']({ event: 'stopped', status, reasons: why }, text)
+    for (const done of this.stopped) done()
+    this.parts.onEnd(status)
+  }
+
+  // --- telling --------------------------------------------------------------------------------------------------
+
+  private rolloutFacts(generation: GenerationId): { reload?: string } {
+    return this.reloadId !== null && roleOf(this.state.top, generation) === 'candidate' ? { reload: this.reloadId } : {}
+  }
+
+  private announce(what: Announcement): void {
+    const { log, parts } = this
+    switch (what.a) {
+      case 'serving': {
+        const version = this.pinned.get(what.generation)?.version ?? ''
+        const text = `generation ${what.generation} serves after ${seconds(what.tookMs)}: ${this.where()}`
+        log.info({ event: 'ready', generation: what.generation, version, listeners: this.keys() }, text)
+        parts.notifier.ready(this.statusLine())
+        return parts.onServing()
+      }
+      case 'rollout-began':
+        this.reloadId = what.reload
+        log.info({ event: 'reload', reload: what.reload }, 'reload: reading configuration and code anew')
+        return parts.notifier.reloading()
+      case 'candidate-spawned': {
+        const pinned = this.pinned.get(what.generation)
+        const facts = { reload: what.reload, generation: what.generation, version: pinned?.version }
+        const text = `generation ${what.generation}: starting ${plural(pinned?.policy.slots ?? 0, 'worker')} of ${pinned?.entry}`
+        log.info({ event: 'candidate', ...facts }, text)
+        return this.progress(what.generation, text)
+      }
+      case 'worker-ready':
+        return this.announceReady(what.worker)
+      case 'shifting': {
+        const text = `generation ${what.generation}: every worker is ready; handing over the listeners`
+        log.info({ event: 'shifting', reload: what.reload, generation: what.generation }, text)
+        return this.progress(what.generation, text)
+      }
+      case 'rollout-ended':
+        return this.announceVerdict(what.verdict)
+      case 'vacancy': {
+        const { generation, slot, deaths, delayMs, reason } = what
+        const text = `${reason}; slot ${slot} is filled again in ${seconds(delayMs)} (death ${deaths} in a row)`
+        log.error({ event: 'worker-died', generation, slot, deaths, delayMs, reason }, text)
+        return parts.notifier.status(this.statusLine())
+      }
+      case 'replacement-failed': {
+        const { generation, slot, reason } = what
+        const text = `slot ${slot} could not be replaced, its old worker serves on: ${reason}`
+        return log.error({ event: 'replacement-failed', generation, slot, reason }, text)
+      }
+      case 'crowded-out':
+        return log.warn(
+          { event: 'crowded-out', generation: what.generation },
+          `generation ${what.generation} still drains and is cut off: too many old generations (maxDraining)`,
+        )
+      case 'generation-ended':
+        // Told in `unpin`, with the figures.
+        return
+      case 'stopping': {
+        const policy = this.pinned.get(Math.max(...this.pinned.keys()))?.policy
+        if (policy) this.stopBy = performance.now() + stopBudgetMs(policy)
+        const why = what.why.length > 0 ? `: ${what.why.join('; ')}` : ''
+        log.info({ event: 'stopping', reasons: what.why }, `stopping${why}`)
+        parts.notifier.stopping(`stopping${why}`)
+        return this.extendWhileStopping()
+      }
+    }
+  }
+
+  private announceReady(id: WorkerId): void {
+    const worker = this.state.workers.get(id)
+    const handle = this.handles.get(id)
+    if (!worker || !handle) return
+    const bootMs = performance.now() - handle.startedAt
+    const ready = [...this.state.workers.values()].filter(
+      (other) => other.generation === worker.generation && other.phase.k === 'ready',
+    ).length
+    const slots = this.state.generations.get(worker.generation)?.slots.length ?? 0
+    const text = `generation ${worker.generation}: ${ready} of ${plural(slots, 'worker')} ready`
+    const facts = { ...handle.facts, ...this.rolloutFacts(worker.generation), bootMs: Math.round(bootMs) }
+    this.log.info({ event: 'worker-ready', ...facts }, text)
+    if (roleOf(this.state.top, worker.generation) === 'candidate') this.progress(worker.generation, text)
+    else this.parts.notifier.status(this.statusLine())
+  }
+
+  private announceVerdict(decision: Decision): void {
+    const verdict = this.verdict(decision)
+    this.lastVerdict = verdict
+    this.reloadId = null
+    const { outcome, reload, reasons, tookMs } = verdict
+    const generation = outcome === 'promoted' ? decision.current : decision.other
+    const version = this.pinned.get(generation ?? -1)?.version
+    const facts = { event: outcome, reload, generation, version, reasons, tookMs: Math.round(tookMs) }
+    this.log[outcome === 'promoted' ? 'info' : 'error'](facts, verdict.text)
+    // Always closed, also after a failure: a unit left `reloading` blocks every later reload.
+    this.parts.notifier.ready(outcome === 'promoted' ? this.statusLine() : `${this.statusLine()}; ${verdict.text}`)
+  }
+
+  private progress(generation: GenerationId | null, text: string): void {
+    const { top } = this.state
+    if (top.k !== 'rolling-out') return
+    const progress: Progress = { reload: top.rollout.id, generation, text }
+    for (const id of top.rollout.asks) this.asks.get(id)?.asker.progress(progress)
+    this.parts.notifier.status(text)
+  }
+
+  private keys(): string[] {
+    return this.listeners.known().map(({ key }) => key)
+  }
+
+  private where(): string {
+    return this.keys().join(', ') || 'no listener'
+  }
+
+  private statusLine(): string {
+    const current = currentOf(this.state.top)
+    const generation = this.state.generations.get(current ?? -1)
+    if (!generation) return stateOf(this.state)
+    const ready = generation.slots.filter((slot) => serves(this.state.workers.get(holder(slot) ?? -1))).length
+    const version = this.pinned.get(generation.id)?.version
+    const named = version ? ` (${version})` : ''
+    return `generation ${generation.id}${named}: ${ready}/${generation.slots.length} workers on ${this.where()}`
+  }
+
+  private extendWhileStarting(): void {
+    if (this.state.top.k === 'starting') this.parts.notifier.extendTimeout(EXTENSION_MS)
+  }
+
+  /** Never past the stop budget: a stop that hangs must be ended by the service manager. */
+  private extendWhileStopping(): void {
+    if (this.stopBy === null || this.state.top.k !== 'stopping') return
+    const leftMs = this.stopBy - performance.now()
+    if (leftMs > 0) this.parts.notifier.extendTimeout(Math.min(leftMs, EXTENSION_MS))
+  }
+
+  // --- the face -------------------------------------------------------------------------------------------------
+
+  reload(request: { readonly drop: readonly string[]; readonly wait: Wait }, asker: Asker): ReturnType<Face['reload']> {
+    const id = ++this.lastAsk
+    this.asks.set(id, { asker, wait: request.wait })
+    this.dispatch({ e: 'reload-asked', ask: id, drop: request.drop })
+    return {
+      abort: (reason) => this.dispatch({ e: 'ask-gone', ask: id, reason }),
+      detach: () => void this.asks.delete(id),
+    }
+  }
+
+  /** A reload that nobody waits for: by signal. */
+  reloadUnattended(): void {
+    this.dispatch({ e: 'reload-asked', ask: ++this.lastAsk, drop: [] })
+  }
+
+  stop(how: 'graceful' | 'now', done: () => void = () => {}): void {
+    this.stopped.push(done)
+    this.dispatch({ e: 'stop-asked', how })
+  }
+
+  get stopping(): boolean {
+    return this.state.top.k === 'stopping'
+  }
+
+  status(): Status {
+    const { state } = this
+    const current = state.generations.get(currentOf(state.top) ?? -1)
+    const serving = (current?.slots ?? []).filter((slot) => serves(state.workers.get(holder(slot) ?? -1)))
+    const now = performance.now()
+    const workers = [...state.workers.values()]
+    return {
+      name: this.parts.config.name,
+      pid: process.pid,
+      usr2: ownVersion(),
+      node: process.versions.node,
+      uptimeMs: now - this.startedAt,
+      state: stateOf(state),
+      slots: current?.slots.length ?? 0,
+      ready: serving.length,
+      listeners: this.keys().map((key) => ({ key, accepting: workers.filter((w) => accepts(w, key)).length })),
+      generations: [...state.generations.values()].map(({ id }) => {
+        const pinned = this.pinned.get(id)
+        return {
+          id,
+          role: roleOf(state.top, id),
+          version: pinned?.version ?? '',
+          entry: pinned?.entry ?? '',
+          cwd: pinned?.cwd ?? '',
+          node: pinned?.nodeVersion ?? '',
+          workers: workers.filter((w) => w.generation === id).map((w) => this.workerStatus(w.id, now)),
+        }
+      }),
+      vacancies: (current?.slots ?? []).flatMap(({ state, deaths }, slot) =>
+        state.k === 'vacant' ? [{ slot, deaths, retryInMs: Math.max(0, state.retry.timerAt - now) }] : [],
+      ),
+      waitsFor: this.waitsFor(),
+      lastVerdict: this.lastVerdict,
+    }
+  }
+
+  private workerStatus(id: WorkerId, now: number): WorkerStatus {
+    const worker = this.state.workers.get(id)
+    const handle = this.handles.get(id)
+    const { open, requests, active, cut } = handle?.counts ?? NO_COUNTS
+    const { phase } = worker ?? { phase: { k: 'killed' as const } }
+    const opens = [...(worker?.claims ?? [])].flatMap(([key, grant]) => (grant.k === 'open' ? [key] : []))
+    const leftMs = 'by' in phase ? Math.max(0, phase.by.timerAt - now) : 0
+    const waits: Record<typeof phase.k, string | null> = {
+      booting: `to become ready (at most ${seconds(leftMs)} more)`,
+      ready: null,
+      draining: `for ${plural(open, 'connection')}, ${plural(active, 'request')} in flight (at most ${seconds(leftMs)} more)`,
+      terminating: `for the app's own shutdown (at most ${seconds(leftMs)} more)`,
+      dying: `for its end after SIGTERM (at most ${seconds(leftMs)} more)`,
+      killed: 'for its end after SIGKILL',
+    }
+    return {
+      slot: worker?.slot ?? 0,
+      generation: worker?.generation ?? 0,
+      pid: handle?.pid ?? null,
+      phase: phase.k === 'dying' ? 'killed' : phase.k,
+      uptimeMs: handle ? now - handle.startedAt : 0,
+      open: opens,
+      connections: open,
+      requests,
+      active,
+      cut,
+      waitsFor: waits[phase.k],
+    }
+  }
+
+  private waitsFor(): string | null {
+    const { top } = this.state
+    switch (top.k) {
+      case 'starting':
+        return 'for the first generation to serve'
+      case 'rolling-out': {
+        const { doing, id } = top.rollout
+        if (doing.k === 'pinning') return `reload ${id}: reading configuration and code`
+        const verb = doing.k === 'bringing-up' ? 'to become ready' : 'to accept'
+        return `reload ${id}: for generation ${doing.candidate} ${verb}`
+      }
+      case 'stopping':
+        return `for ${plural(this.state.workers.size, 'worker')} to leave`
+      default:
+        return null
+    }
+  }
+}

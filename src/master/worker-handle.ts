@@ -1,0 +1,178 @@
+/**
+ * One child as the master knows it. The other end, in the child, is src/worker/preload.ts; the wire between them is
+ * src/protocol.ts. Tells what happens, decides nothing.
+ */
+import { spawn } from 'node:child_process'
+import type { ChildProcess } from 'node:child_process'
+import type { EventEmitter } from 'node:events'
+import { CMD, GUEST_ENV, PROTOCOL_VERSION, fromWorker } from '../protocol.ts'
+import type { Counts, Failure, FromWorker, GuestConfig, KnownListener, ToWorker } from '../protocol.ts'
+import type { GenerationId, SlotIndex, WorkerId } from '../rollout/state.ts'
+import type { Pinned } from './generation.ts'
+
+/** After its exit a worker's last messages may still be in the channel. */
+const LAST_WORDS_MS = 500
+/** Signals that reach every process of a unit and kill a Node that has not run its first line yet. */
+const STRAY = new Set<NodeJS.Signals>(['SIGUSR2', 'SIGHUP', 'SIGUSR1', 'SIGTERM', 'SIGINT', 'SIGQUIT'])
+
+export interface WorkerParts {
+  readonly id: WorkerId
+  readonly generation: GenerationId
+  readonly slot: SlotIndex
+  readonly name: string
+  readonly pinned: Pinned
+  /** The guest's file. */
+  readonly preload: string
+  readonly known: readonly KnownListener[]
+  onMessage(worker: WorkerHandle, message: FromWorker): void
+  onExit(worker: WorkerHandle, exit: WorkerExit): void
+}
+
+export interface WorkerExit {
+  /** One sentence, in the worker's own words where it gave some. */
+  readonly reason: string
+  readonly stillborn: boolean
+}
+
+export const NO_COUNTS: Counts = { accepted: 0, open: 0, requests: 0, active: 0, cut: 0 }
+
+export class WorkerHandle {
+  readonly id: WorkerId
+  readonly generation: GenerationId
+  readonly slot: SlotIndex
+  readonly child: ChildProcess
+  readonly startedAt = performance.now()
+  counts: Counts = NO_COUNTS
+  alive = true
+  saidHello = false
+  private readonly parts: WorkerParts
+  private failure: Failure | null = null
+  private stderr = ''
+  private explanation = ''
+
+  constructor(parts: WorkerParts) {
+    this.parts = parts
+    this.id = parts.id
+    this.generation = parts.generation
+    this.slot = parts.slot
+    const { pinned } = parts
+    this.child = spawn(
+      pinned.node,
+      [...pinned.nodeArgs, '--require', parts.preload, pinned.entry, ...pinned.args],
+      {
+        cwd: pinned.cwd,
+        env: this.environment(),
+        // A session of its own: Ctrl-C and a lost terminal reach the master alone. Its output is inherited: the
+        // master is not on the log path.
+        detached: true,
+        stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+      },
+    )
+    const child: EventEmitter = this.child
+    child.on('internalMessage', (raw: unknown) => this.receive(fromWorker(raw)))
+    child.on('message', (message: unknown) => {
+      // What apps written for PM2 (and naught) say when they are ready.
+      if (message === 'ready' || message === 'online') this.receive({ t: 'ready' })
+    })
+    // Also: the child could not be started at all.
+    child.on('error', (error: Error) => {
+      if (this.child.pid === undefined) this.end(`could not be started: ${error.message}`, false)
+    })
+    child.on('exit', (status: number | null, signal: NodeJS.Signals | null) => this.onExit(status, signal))
+  }
+
+  get pid(): number | null {
+    return this.child.pid ?? null
+  }
+
+  /** What every log line about this worker carries. */
+  get facts(): { generation: number; slot: number; pid: number | null; version: string } {
+    return { generation: this.generation, slot: this.slot, pid: this.pid, version: this.parts.pinned.version }
+  }
+
+  send(message: ToWorker): void {
+    // The callback takes the error of a child that has gone; its exit tells.
+    if (this.child.connected) this.child.send({ cmd: CMD, ...message }, () => {})
+  }
+
+  signal(signal: NodeJS.Signals): void {
+    if (this.alive) this.child.kill(signal)
+  }
+
+  /** Why something this worker asked for failed, in more words than its app will have. */
+  explain(text: string): void {
+    this.explanation = text
+  }
+
+  private environment(): NodeJS.ProcessEnv {
+    const { pinned, slot, generation, name, known } = this.parts
+    const { drainTimeoutMs, shutdownTimeoutMs, ready, slots } = pinned.policy
+    const guest: GuestConfig = {
+      version: PROTOCOL_VERSION,
+      generation,
+      slot,
+      ready,
+      known,
+      times: { drainTimeoutMs, shutdownTimeoutMs },
+      pwd: pinned.pwd,
+    }
+    return {
+      NODE_APP_INSTANCE: String(slot),
+      ...pinned.env,
+      PWD: pinned.pwd,
+      USR2_NAME: name,
+      USR2_SLOT: String(slot),
+      USR2_GENERATION: String(generation),
+      USR2_WORKERS: String(slots),
+      [GUEST_ENV]: JSON.stringify(guest),
+    }
+  }
+
+  private receive(message: FromWorker | undefined): void {
+    if (!message) return
+    if (message.t === 'hello') this.saidHello = true
+    else if (message.t === 'failed') this.failure = message.failure
+    else if (message.t === 'stderr') this.stderr = message.text
+    else if (message.t === 'counts' || message.t === 'drained') this.counts = message.counts
+    this.parts.onMessage(this, message)
+  }
+
+  private onExit(status: number | null, signal: NodeJS.Signals | null): void {
+    this.alive = false
+    const stillborn = !this.saidHello && signal !== null && STRAY.has(signal)
+    const how = signal === null ? `exited with status ${status}` : `was killed by ${signal}`
+    const done = (): void => {
+      clearTimeout(timer)
+      this.child.off('disconnect', done)
+      this.end(how, stillborn)
+    }
+    const timer = setTimeout(done, LAST_WORDS_MS)
+    if (this.child.connected) this.child.once('disconnect', done)
+    else done()
+  }
+
+  private ended = false
+  private end(how: string, stillborn: boolean): void {
+    if (this.ended) return
+    this.ended = true
+    this.alive = false
+    const words = this.failure ? firstFrame(this.failure) : lastLine(this.stderr)
+    const why = [words, this.explanation].filter((text) => text !== '').join('; ')
+    const who = this.pid === null ? `slot ${this.slot}` : `slot ${this.slot} (pid ${this.pid})`
+    this.parts.onExit(this, { reason: `${who} ${how}${why ? `: ${why}` : ''}`, stillborn })
+  }
+}
+
+/** `Error: Cannot find module 'x' (at /srv/app.js:3:1)`: the message and where in the app it came from. */
+function firstFrame({ name, message, stack }: Failure): string {
+  const lines = stack.split('\n')
+  const frame = lines.find((line) => /^\s+at /.test(line) && !/\(?node:/.test(line))?.trim().replace(/^at /, '')
+  // A syntax error has its place in front of its stack: file:line, the source, a caret.
+  const place = frame ?? (/^\/\S+:\d+$|^file:\S+:\d+$/.test(lines[0] ?? '') ? lines[0] : undefined)
+  const head = message.startsWith(name) ? message : `${name}: ${message}`
+  return place === undefined ? head : `${head} (at ${place})`
+}
+
+function lastLine(text: string): string {
+  return text.trim().split('\n').slice(-3).join(' | ').slice(0, 500)
+}

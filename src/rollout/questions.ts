@@ -1,0 +1,87 @@
+/** Questions over a state. Each answers from facts alone and changes nothing. */
+import type { Generation, GenerationId, ListenerKey, Slot, State, Top, Worker, WorkerId } from './state.ts'
+
+type Workers = ReadonlyMap<WorkerId, Worker>
+
+export function workersOf(workers: Workers, generation: GenerationId): Worker[] {
+  return [...workers.values()].filter((worker) => worker.generation === generation)
+}
+
+export function currentOf(top: Top): GenerationId | null {
+  return top.k === 'starting' || top.k === 'steady' || top.k === 'rolling-out' ? top.current : null
+}
+
+export function candidateOf(top: Top): GenerationId | null {
+  return top.k === 'rolling-out' && top.rollout.doing.k !== 'pinning' ? top.rollout.doing.candidate : null
+}
+
+export type Role = 'current' | 'candidate' | 'old'
+
+export function roleOf(top: Top, generation: GenerationId): Role {
+  if (currentOf(top) === generation) return 'current'
+  return candidateOf(top) === generation ? 'candidate' : 'old'
+}
+
+/** The gate: whether a ready worker of this generation may get traffic. */
+export function gateIsOpen(top: Top, generation: GenerationId): boolean {
+  const role = roleOf(top, generation)
+  if (role === 'candidate') return top.k === 'rolling-out' && top.rollout.doing.k === 'shifting'
+  return role === 'current'
+}
+
+export function holder(slot: Slot): WorkerId | null {
+  return slot.state.k === 'vacant' ? null : slot.state.by
+}
+
+/** Listeners that a worker of this slot must listen on and does not yet. */
+export function missing(slot: Slot, worker: Worker): ListenerKey[] {
+  return [...(slot.wants ?? [])].filter((key) => !worker.claims.has(key))
+}
+
+/**
+ * Whether a booting worker has become ready. All that its slot is known to listen on, no less: a release that
+ * forgets its second port would otherwise be promoted, and the old port would accept no one.
+ */
+export function meetsReadiness(generation: Generation, worker: Worker): boolean {
+  const slot = generation.slots[worker.slot]
+  if (worker.phase.k !== 'booting' || slot === undefined || missing(slot, worker).length > 0) return false
+  if (generation.policy.ready === 'message') return worker.saidReady
+  return worker.claims.size > 0 || worker.phase.settle === 'settled'
+}
+
+/** Ready, and accepting on everything it listens on. */
+export function serves(worker: Worker | undefined): boolean {
+  return worker?.phase.k === 'ready' && [...worker.claims.values()].every((grant) => grant.k === 'open')
+}
+
+export function accepts(worker: Worker, key: ListenerKey): boolean {
+  return worker.claims.get(key)?.k === 'open'
+}
+
+export function everOpened(worker: Worker): boolean {
+  return [...worker.claims.values()].some((grant) => grant.k !== 'held')
+}
+
+/**
+ * What a slot of a new generation must listen on: what the same slot of the current one listens on now, or did
+ * before its worker died. A slot that did not exist before must listen on what all present slots have in common
+ * (slot 0 may have an admin port).
+ */
+export function wantsOf(
+  current: Generation,
+  workers: Workers,
+  index: number,
+  drop: ReadonlySet<ListenerKey>,
+): ReadonlySet<ListenerKey> {
+  const known = current.slots.map((slot): ListenerKey[] => {
+    const worker = workers.get(holder(slot) ?? -1)
+    return [...(worker?.phase.k === 'ready' ? worker.claims.keys() : (slot.wants ?? []))]
+  })
+  const inCommon = (known[0] ?? []).filter((key) => known.every((keys) => keys.includes(key)))
+  return new Set((known[index] ?? inCommon).filter((key) => !drop.has(key)))
+}
+
+export function stateOf(state: State): 'starting' | 'steady' | 'rolling-out' | 'stopping' {
+  const { k } = state.top
+  return k === 'idle' ? 'starting' : k === 'ended' ? 'stopping' : k
+}

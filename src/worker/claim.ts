@@ -1,0 +1,270 @@
+/**
+ * `listen` of an unmodified app: what address does it want, who holds it, and when may it accept there?
+ *
+ * `net.Server.prototype.listen` is wrapped. An address that the master holds already is answered at once, so that
+ * `listening`, `address()` and the `'listening'` event are as in bare Node while the gate is still shut. One that
+ * nobody holds yet waits for the master to bind it. Node's own `listen` then runs on a facade (see
+ * native-free-fd-passing): Node does the rest, and we decide when a real socket is polled behind it.
+ *
+ * Left to Node: port 0 (frameworks talk to themselves so), `{fd}`, handles, and arguments that Node refuses.
+ */
+import { AsyncResource } from 'node:async_hooks'
+import dns from 'node:dns'
+import net from 'node:net'
+import { resolve } from 'node:path'
+import { Facade, errnoInfo } from 'native-free-fd-passing'
+import type { ReceivedSocket } from 'native-free-fd-passing'
+import { listenerKey } from '../address.ts'
+import type { Address } from '../address.ts'
+import type { KnownListener, ToWorker, WireError } from '../protocol.ts'
+import type { KeptPaths } from './keep-path.ts'
+import type { Link } from './link.ts'
+
+const DEFAULT_BACKLOG = 511
+
+/** What Node's private `net._normalizeArgs` gives (stable since Node 8; used by node:cluster's peers). */
+type Options = net.ListenOptions & { fd?: unknown; _handle?: unknown; handle?: unknown; reusePort?: boolean }
+type Normalize = (args: unknown[]) => [Options, ((error?: Error) => void) | null]
+type Listening = net.Server & { _handle: object | null; _listeningId: number; _pipeName?: string }
+
+interface Claim {
+  readonly key: string
+  readonly server: Listening
+  readonly facade: Facade
+}
+
+interface Pending {
+  readonly answer: (result: { ok: KnownListener } | { error: WireError }) => void
+  readonly backlog: number
+}
+
+export interface ClaimsParts {
+  readonly link: Link
+  readonly known: readonly KnownListener[]
+  readonly paths: KeptPaths
+  /** Where relative unix paths start: the working directory with its symlinks unresolved. */
+  readonly pwd: string
+  /** A server got a listener that the master holds. */
+  onClaimed(server: net.Server): void
+}
+
+export interface Claims {
+  handle(message: ToWorker): void
+  receive(socket: ReceivedSocket, message: ToWorker): void
+  /** Gives back every copy: no more connections are accepted, the servers stay "listening". */
+  withdrawAll(): void
+  readonly any: boolean
+}
+
+export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsParts): Claims {
+  const normalize = (net as unknown as { _normalizeArgs: Normalize })._normalizeArgs
+  const listen = net.Server.prototype.listen as (this: net.Server, ...args: unknown[]) => net.Server
+  const held = new Map<string, KnownListener>()
+  const claims = new Map<string, Claim>()
+  const pending = new Map<number, Pending>()
+  /** `listen` was called and the master has not answered: a second call must throw as in Node. */
+  const waiting = new WeakSet<net.Server>()
+  let lastId = 0
+
+  const learn = (listener: KnownListener): void => {
+    held.set(listener.key, listener)
+    if (listener.key.startsWith('unix:/')) paths.add(listener.key.slice('unix:'.length))
+  }
+  known.forEach(learn)
+
+  net.Server.prototype.listen = function (this: Listening, ...args: unknown[]): net.Server {
+    const asked = this._handle || waiting.has(this) ? undefined : whatIsAsked(normalize(args)[0], args, pwd)
+    if (waiting.has(this)) throw alreadyListening()
+    if (!asked) {
+      const result = listen.apply(this, args)
+      tellPrivate(this, link)
+      return result
+    }
+    const [options, callback] = normalize(args)
+    if (callback) this.once('listening', callback)
+    closeOnAbort(this, options.signal)
+    // As in Node: an older call that still waits for its name or its bind is void.
+    const id = ++this._listeningId
+    const isVoid = (): boolean => this._listeningId !== id || this._handle !== null
+    const claim = (address: Address): void => {
+      const key = listenerKey(address)
+      const backlog = backlogOf(options, args)
+      const already = held.get(key)
+      if (already && !claims.has(key)) return attach(this, key, already, address, backlog)
+      if (claims.has(key)) return failLater(this, { code: 'EADDRINUSE', errno: -98, syscall: 'listen' }, address)
+      waiting.add(this)
+      const release = link.hold()
+      // The answer arrives in the context of the channel; the app's callbacks belong to the one of its `listen`.
+      const context = new AsyncResource('usr2.claim')
+      const answer = (result: { ok: KnownListener } | { error: WireError }): void => {
+        release()
+        waiting.delete(this)
+        if (isVoid()) return
+        context.runInAsyncScope(() => {
+          if ('error' in result) this.emit('error', nodeError(result.error, address))
+          else attach(this, key, result.ok, address, backlog)
+        })
+      }
+      pending.set(++lastId, { answer, backlog })
+      link.send({ t: 'claim', id: lastId, address, backlog })
+    }
+    if (typeof asked === 'object') claim(asked)
+    else {
+      const { port } = options
+      dns.lookup(asked, (error, ip, family) => {
+        if (isVoid()) return
+        if (error) this.emit('error', error)
+        else claim({ kind: 'tcp', host: ip || (family === 6 ? '::' : '0.0.0.0'), port: Number(port), ...ipv6Only(options) })
+      })
+    }
+    return this
+  } as typeof net.Server.prototype.listen
+
+  const attach = (server: Listening, key: string, listener: KnownListener, address: Address, backlog: number): void => {
+    let release: (() => void) | null = null
+    const facade = new Facade({
+      kind: address.kind,
+      bound: listener.bound,
+      onHold: (hold) => {
+        if (hold) release ??= link.hold()
+        else {
+          release?.()
+          release = null
+        }
+      },
+      onClose: () => {
+        if (claims.get(key)?.facade === facade) claims.delete(key)
+        link.send({ t: 'unclaimed', key })
+      },
+    })
+    learn(listener)
+    claims.set(key, { key, server, facade })
+    if (address.kind === 'unix') server._pipeName = address.path
+    onClaimed(server)
+    listen.call(server, facade.handle, backlog)
+    link.send({ t: 'claimed', key, error: null })
+  }
+
+  const open = (key: string, socket: ReceivedSocket): void => {
+    const claim = claims.get(key)
+    if (!claim || claim.facade.closed || claim.facade.accepting) return socket.close()
+    const errno = claim.facade.open(socket)
+    link.send({ t: 'opened', key, error: errno === 0 ? null : wireError(errno, 'listen') })
+  }
+
+  /**
+   * A new bind is proved by one listen(2) on this copy: with another socket bound to the same port EADDRINUSE
+   * comes only now. The copy is closed in the same turn, before anything could be accepted on it; the socket
+   * stays in LISTEN by the master's own copy.
+   */
+  const verify = (id: number, listener: KnownListener, socket: ReceivedSocket): void => {
+    const claim = pending.get(id)
+    const errno = socket.prove(claim?.backlog ?? DEFAULT_BACKLOG)
+    const error = errno === 0 ? null : wireError(errno, 'listen')
+    link.send({ t: 'verified', key: listener.key, error })
+    pending.delete(id)
+    claim?.answer(error ? { error } : { ok: listener })
+  }
+
+  return {
+    handle(message) {
+      if (message.t === 'known') learn(message.listener)
+      else if (message.t === 'forget') {
+        held.delete(message.key)
+        if (message.key.startsWith('unix:/')) paths.remove(message.key.slice('unix:'.length))
+      } else if (message.t === 'answer') {
+        const claim = pending.get(message.id)
+        pending.delete(message.id)
+        claim?.answer('ok' in message ? { ok: message.ok } : { error: message.error })
+      } else if (message.t === 'withdraw') {
+        claims.get(message.key)?.facade.withdraw()
+        link.send({ t: 'withdrawn', key: message.key })
+      }
+    },
+    receive(socket, message) {
+      if (message.t !== 'handle') return socket.close()
+      if (message.purpose === 'open') open(message.listener.key, socket)
+      else verify(message.id, message.listener, socket)
+    },
+    withdrawAll() {
+      for (const { key, facade } of claims.values()) {
+        facade.withdraw()
+        link.send({ t: 'withdrawn', key })
+      }
+    },
+    get any() {
+      return claims.size > 0
+    },
+  }
+}
+
+/** An address to claim, a host name to look up first, or undefined for what is Node's own to do or to refuse. */
+function whatIsAsked(options: Options, args: unknown[], pwd: string): Address | string | undefined {
+  const inner = options._handle ?? options.handle
+  if (inner !== undefined || args.length === 0 || (typeof args[0] === 'object' && isHandle(args[0]))) return undefined
+  if (typeof options.fd === 'number' && options.fd >= 0) return undefined
+  if (options.signal !== undefined && !(options.signal instanceof AbortSignal)) return undefined
+  const { port, host, path } = options as { port?: unknown; host?: unknown; path?: unknown }
+  if (typeof port === 'number' || typeof port === 'string') {
+    const number = port === '' ? NaN : Number(port)
+    if (!Number.isInteger(number) || number <= 0 || number > 65535) return undefined
+    if (typeof host === 'string' && host !== '') return host
+    if (host) return undefined
+    return { kind: 'tcp', host: '::', port: number, ...(options.ipv6Only ? { ipv6Only: true } : { anyFamily: true }) }
+  }
+  if (port !== undefined || 'port' in options || typeof path !== 'string' || path === '') return undefined
+  const absolute = path.startsWith('\0') ? path : resolve(pwd, path)
+  const { readableAll, writableAll } = options
+  return { kind: 'unix', path: absolute, ...(readableAll && { readableAll }), ...(writableAll && { writableAll }) }
+}
+
+const isHandle = (x: unknown): boolean =>
+  typeof x === 'object' && x !== null && typeof (x as { listen?: unknown }).listen === 'function'
+
+const ipv6Only = (options: Options): { ipv6Only?: true } => (options.ipv6Only ? { ipv6Only: true } : {})
+
+function backlogOf(options: Options, args: unknown[]): number {
+  const number = (x: unknown): number => (typeof x === 'number' || typeof x === 'string' ? Number(x) : NaN)
+  const found = [options.backlog, args[1], args[2]].map(number).find((x) => Number.isInteger(x) && x > 0)
+  return found ?? DEFAULT_BACKLOG
+}
+
+/** Node's own handling of `listen({signal})`. */
+function closeOnAbort(server: net.Server, signal: AbortSignal | undefined): void {
+  if (!signal) return
+  const close = (): void => void server.close()
+  if (signal.aborted) return void process.nextTick(close)
+  signal.addEventListener('abort', close, { once: true })
+  server.once('close', () => signal.removeEventListener('abort', close))
+}
+
+function tellPrivate(server: net.Server, link: Link): void {
+  const tell = (): void => {
+    const address = server.address()
+    link.send({ t: 'private', address: typeof address === 'object' ? `${address?.address}:${address?.port}` : address })
+  }
+  if (server.listening) tell()
+  else server.once('listening', tell)
+}
+
+function alreadyListening(): Error {
+  const error = new Error('Listen method has been called more than once without closing.')
+  return Object.assign(error, { code: 'ERR_SERVER_ALREADY_LISTEN' })
+}
+
+function wireError(errno: number, syscall: string): WireError {
+  return { code: errnoInfo(errno).code, errno, syscall }
+}
+
+/** The error that Node's own `listen` emits: its wording, and its properties in its order (net.js, uvException). */
+function nodeError({ code, errno, syscall }: WireError, address: Address): Error {
+  const where = address.kind === 'unix' ? address.path : `${address.host}:${address.port}`
+  const error = new Error(`${syscall} ${code}: ${errnoInfo(errno).message} ${where}`)
+  const place =
+    address.kind === 'unix' ? { address: address.path, port: -1 } : { address: address.host, port: address.port }
+  return Object.assign(error, { code, errno, syscall, ...place })
+}
+
+function failLater(server: net.Server, error: WireError, address: Address): void {
+  process.nextTick(() => server.emit('error', nodeError(error, address)))
+}

@@ -1,0 +1,130 @@
+/**
+ * How a worker leaves. Three phases, one way: serving, draining (withdrawn; what is in flight finishes), over (no
+ * connection is left, or the deadline cut the rest). Then the app's own shutdown begins, see shutdown.ts.
+ *
+ * The guest keeps its own deadline: a worker whose master has died still leaves.
+ */
+import type net from 'node:net'
+import { MAX_DRAIN_MS } from '../protocol.ts'
+import type { Counts, Held, WorkerTimes } from '../protocol.ts'
+import { deferRequests, isHttp1 } from './http1.ts'
+import type { Http1 } from './http1.ts'
+import { describe, isIdle, isUpgraded } from './ledger.ts'
+import type { Connection, Ledger } from './ledger.ts'
+
+/** A client that was promised nothing (no byte sent yet, or no keep-alive timeout) may use its connection so long. */
+const SILENT_LINGER_MS = 5_000
+/** Beyond a promise of N seconds a client's last request may be on its way. */
+const PROMISE_MARGIN_MS = 2_000
+const SWEEP_MS = 250
+const MAX_NAMED = 100
+
+export interface DrainParts {
+  readonly ledger: Ledger
+  readonly http1: Http1
+  /** Servers that got a listener of the master. */
+  readonly servers: ReadonlySet<net.Server>
+  withdrawAll(): void
+  onBegin(timeoutMs: number): void
+  onOver(counts: Counts, cut: readonly Held[]): void
+}
+
+export interface Drain {
+  begin(times: WorkerTimes): void
+  /** Waits no longer. */
+  cut(): void
+  readonly phase: 'serving' | 'draining' | 'over'
+}
+
+export function prepareDrain({ ledger, http1, servers, withdrawAll, onBegin, onOver }: DrainParts): Drain {
+  let phase: Drain['phase'] = 'serving'
+  let since = 0
+  let deadline: NodeJS.Timeout | undefined
+  let sweeper: NodeJS.Timeout | undefined
+
+  /**
+   * Connections to a private listener (port 0) are mostly the app's own, talking to itself, and would wait for each
+   * other; they hold a drain only where the app has nothing else.
+   */
+  const counts = ({ server }: Connection): boolean => servers.size === 0 || (server !== undefined && servers.has(server))
+  const held = (): Connection[] => [...ledger.open].filter(counts)
+
+  const over = (cut: readonly Held[]): void => {
+    if (phase === 'over') return
+    phase = 'over'
+    clearTimeout(deadline)
+    clearInterval(sweeper)
+    ledger.onClose = null
+    http1.standAside()
+    onOver(ledger.counts(), cut)
+  }
+
+  const cut = (): void => {
+    if (phase !== 'draining') return
+    const now = performance.now()
+    const left = held()
+    // Whom nothing was promised, and who asked for nothing, loses nothing.
+    const lost = left.filter((connection) => !isSilent(connection))
+    ledger.cut += lost.length
+    const named = lost.slice(0, MAX_NAMED).map((connection) => describe(connection, now))
+    for (const { socket } of left) socket.destroy()
+    over(named)
+  }
+
+  const sweep = (): void => {
+    const silentSince = performance.now() - SILENT_LINGER_MS
+    if (since > silentSince) return
+    for (const connection of held()) {
+      if (isSilent(connection) && connection.quietSince <= silentSince) connection.socket.end()
+    }
+  }
+
+  return {
+    get phase() {
+      return phase
+    },
+    cut,
+    begin(times) {
+      if (phase !== 'serving') return
+      phase = 'draining'
+      since = performance.now()
+      http1.leaveAll()
+      withdrawAll()
+      for (const server of servers) if (isHttp1(server)) deferRequests(server)
+      const promisedMs = Math.max(0, ...[...servers].map(keepAliveTimeoutMs))
+      const anyone = held().length > 0
+      const promise = promisedMs > 0 && anyone ? promisedMs + PROMISE_MARGIN_MS : 0
+      const timeoutMs = Math.min(Math.max(times.drainTimeoutMs, promise), Math.max(MAX_DRAIN_MS, times.drainTimeoutMs))
+      onBegin(timeoutMs)
+      // Keeps the process alive, too: with its listeners withdrawn and no connection it would otherwise just end,
+      // without the app's own shutdown.
+      deadline = setTimeout(cut, timeoutMs)
+      sweeper = setInterval(sweep, SWEEP_MS)
+      const check = (): void => {
+        if (phase === 'draining' && held().length === 0) over([])
+      }
+      ledger.onClose = check
+      check()
+    },
+  }
+}
+
+/** What `Keep-Alive: timeout=N` of this server promises. */
+function keepAliveTimeoutMs(server: net.Server): number {
+  return isHttp1(server) ? server.keepAliveTimeout : 0
+}
+
+/**
+ * A connection to which nothing is owed: over HTTP/1.1, idle, and either never used or without a keep-alive
+ * timeout that was told to its client. (Node's own timer ends the others when their promise is over.)
+ */
+function isSilent(connection: Connection): boolean {
+  const { server, socket, http } = connection
+  if (!isHttp1(server) || !isIdle(connection)) return false
+  if (isUpgraded(connection)) return false
+  if (connection.started === 0) return socket.bytesRead === 0 || (http === undefined && isTls(server))
+  return server.keepAliveTimeout === 0
+}
+
+/** A TLS connection without a request has sent bytes, its handshake; its socket is not known to HTTP yet. */
+const isTls = (server: net.Server): boolean => 'setSecureContext' in server

@@ -1,0 +1,45 @@
+/**
+ * Signals that hit every process of a unit (`pkill -USR2 -f app`, `systemctl kill`, Ctrl-C, a lost terminal) are
+ * meant for the master. Without a listener most of them kill a Node process at once, and USR1 starts the inspector;
+ * an app's own listener would shut it down behind the master's back. So the guest listens, and hides them from the
+ * app's listeners until the app's own shutdown.
+ */
+const KEPT = ['SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'] as const
+type Kept = (typeof KEPT)[number]
+
+export interface Signals {
+  /** The app's listeners are its own again. */
+  release(): void
+}
+
+export function keepSignals(onSignal: (signal: Kept) => void): Signals {
+  let keeping = true
+  // A listener only so that the signal does its default harm no more: what it means is decided in `emit` below.
+  const keeper = (): void => {}
+  const keep = (): void => {
+    for (const signal of KEPT) if (!process.listeners(signal).includes(keeper)) process.on(signal, keeper)
+  }
+  keep()
+
+  const emit = process.emit as (...args: unknown[]) => boolean
+  process.emit = function (this: NodeJS.Process, ...args: unknown[]): boolean {
+    const signal = KEPT.find((name) => name === args[0])
+    if (!keeping || signal === undefined) return emit.apply(this, args)
+    onSignal(signal)
+    return true
+  } as typeof process.emit
+
+  const removeAllListeners = process.removeAllListeners
+  process.removeAllListeners = function (this: NodeJS.Process, ...args: [event?: string | symbol]) {
+    removeAllListeners.apply(this, args)
+    if (keeping) keep()
+    return this
+  } as typeof process.removeAllListeners
+
+  return {
+    release() {
+      keeping = false
+      for (const signal of KEPT) process.off(signal, keeper)
+    },
+  }
+}

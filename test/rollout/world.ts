@@ -1,0 +1,366 @@
+/**
+ * A simulated world for the machine: performs its commands with processes that behave as a plan says, and turns
+ * what they do into events. The clock is cranked by hand: to the next thing that happens, or to the machine's own
+ * deadline. There is no random number in here: a plan (made by fast-check) decides everything, so that a
+ * counterexample shrinks to a short plan and can be replayed.
+ *
+ * The world keeps its own books of what is true (who lives, who has a copy of a listener, who accepts), apart from
+ * what the machine believes. The laws compare the two.
+ */
+import type { AskId, Command, Event, Fact, ListenerKey, Ms, Policy, State, WorkerId } from '../../src/rollout/state.ts'
+import { initialState } from '../../src/rollout/state.ts'
+import { step } from '../../src/rollout/step.ts'
+import { deadline } from '../../src/rollout/timers.ts'
+
+export type Deed =
+  | { readonly k: 'claim'; readonly key: ListenerKey }
+  | { readonly k: 'unclaim'; readonly key: ListenerKey }
+  | { readonly k: 'listen-privately' }
+  | { readonly k: 'say-ready' }
+  | { readonly k: 'ask-replacement' }
+  | { readonly k: 'crash' }
+  | { readonly k: 'be-stillborn' }
+
+/** What one process does with its life. A deed of a process that is already gone does not happen. */
+export interface Behaviour {
+  /** Times from its spawn. */
+  readonly deeds: readonly { readonly afterMs: Ms; readonly deed: Deed }[]
+  /** From the order to open until it accepts and says so. */
+  readonly open: Ms | 'never' | 'fails'
+  /** Whether it reports each withdrawal before it reports that it has drained. */
+  readonly tellsWithdrawals: boolean
+  /** From the order to drain until its last connection has gone. */
+  readonly drain: Ms | 'never'
+  /** From then until its own shutdown has ended. */
+  readonly shutdown: Ms | 'never'
+  /** From SIGTERM. */
+  readonly terminate: Ms | 'ignored'
+}
+
+export type Operation =
+  | { readonly k: 'reload'; readonly times: number; readonly drop: readonly ListenerKey[] }
+  | { readonly k: 'take-back'; readonly nth: number }
+  | { readonly k: 'replace'; readonly nth: number }
+  /** A fact nobody can explain: of a worker that is unknown or gone, or one that its phase has no use for. */
+  | { readonly k: 'stray'; readonly nth: number; readonly fact: StrayFact; readonly key: ListenerKey }
+  | { readonly k: 'oversleep'; readonly lagMs: Ms }
+  /** A fact with a time before the last one's: `at` never runs backwards. */
+  | { readonly k: 'tick-from-the-past' }
+  | { readonly k: 'start-again' }
+
+export type StrayFact = Extract<Fact, { worker: WorkerId }>['e']
+
+export interface Pin {
+  readonly afterMs: Ms
+  readonly result: Policy | 'fails' | 'never'
+}
+
+export interface Plan {
+  readonly policy: Policy
+  /** The nth process spawned behaves as the nth of these; then they begin again. */
+  readonly behaviours: readonly Behaviour[]
+  /** The nth rollout is pinned as the nth of these says; then they begin again. */
+  readonly pins: readonly Pin[]
+  readonly operations: readonly { readonly afterMs: Ms; readonly operation: Operation }[]
+  /** How late the shell's timer fires. */
+  readonly lateMs: Ms
+  /** Whether the stop comes only when everything asked for has had its time. */
+  readonly rests: boolean
+  readonly stops: readonly { readonly afterMs: Ms; readonly how: 'graceful' | 'now' }[]
+}
+
+export interface Process {
+  readonly id: WorkerId
+  readonly behaviour: Behaviour
+  /** Listeners it has claimed and neither closed nor withdrawn: the master cannot release these. */
+  readonly copies: Set<ListenerKey>
+  readonly accepting: Set<ListenerKey>
+  isLeaving: boolean
+  isShuttingDown: boolean
+}
+
+/** One step, between the decision and its effects: the world's books are as they were when it was decided. */
+export interface Seen {
+  readonly world: World
+  readonly before: State
+  readonly event: Event
+  readonly after: State
+  readonly commands: readonly Command[]
+}
+
+interface Happening {
+  readonly at: Ms
+  readonly order: number
+  /** What the machine is told, or null when it does not happen after all. */
+  readonly happen: () => Fact | null
+}
+
+export class World {
+  state: State = initialState
+  now: Ms = 0
+  steps = 0
+  readonly processes = new Map<WorkerId, Process>()
+  /** How often each reload asked for was answered. */
+  readonly answers = new Map<AskId, number>()
+  readonly bound = new Set<ListenerKey>()
+  /** Every event and what followed, in words: printed with a broken law. */
+  readonly diary: string[] = []
+  /** Time that an oversleep gave to every deadline. */
+  givenMs = 0
+  private readonly plan: Plan
+  private readonly look: (seen: Seen) => void
+  private queue: Happening[] = []
+  private order = 0
+  private spawned = 0
+  private pinned = 0
+  private asked = 0
+
+  constructor(plan: Plan, look: (seen: Seen) => void) {
+    this.plan = plan
+    this.look = look
+  }
+
+  get hasEnded(): boolean {
+    return this.state.top.k === 'ended'
+  }
+  get unanswered(): AskId[] {
+    return [...this.answers].filter(([, times]) => times === 0).map(([ask]) => ask)
+  }
+
+  start(): void {
+    this.tell({ e: 'started', policy: this.plan.policy })
+    let at = this.now
+    for (const { afterMs, operation } of this.plan.operations) {
+      at += afterMs
+      for (const happen of this.happeningsOf(operation)) this.at(at, happen)
+    }
+  }
+
+  /** Lets everything happen until `until`, or until nothing happens any more. */
+  run(until: Ms): void {
+    for (;;) {
+      const next = this.queue[0]
+      const wakes = deadline(this.state)
+      const wakesAt = wakes === null ? Infinity : Math.max(this.now, wakes + this.plan.lateMs)
+      if (Math.min(next?.at ?? Infinity, wakesAt) > until) break
+      if (next !== undefined && next.at <= wakesAt) {
+        this.queue.shift()
+        this.now = Math.max(this.now, next.at)
+        const fact = next.happen()
+        if (fact !== null) this.tell(fact)
+      } else if (wakesAt === Infinity) {
+        break
+      } else {
+        this.now = wakesAt
+        this.tell({ e: 'ticked' })
+      }
+    }
+    if (Number.isFinite(until)) this.now = Math.max(this.now, until)
+  }
+
+  /** The last thing planned by the operator, apart from the stop. */
+  get operationsEndAt(): Ms {
+    return this.plan.operations.reduce((sum, { afterMs }) => sum + afterMs, 0)
+  }
+
+  tell(fact: Fact, at = this.now): void {
+    this.steps++
+    const before = this.state
+    const event: Event = { at, ...fact }
+    const { state: after, commands } = step(before, event)
+    this.state = after
+    this.diary.push(`${this.now} ${JSON.stringify(fact)} -> ${after.top.k}`)
+    for (const command of commands) if (command.c !== 'announce') this.diary.push(`      ${JSON.stringify(command)}`)
+    this.look({ world: this, before, event, after, commands })
+    for (const command of commands) this.perform(command)
+  }
+
+  ask(drop: readonly ListenerKey[]): Fact {
+    const ask = ++this.asked
+    this.answers.set(ask, 0)
+    return { e: 'reload-asked', ask, drop }
+  }
+
+  private at(at: Ms, happen: () => Fact | null): void {
+    const happening = { at, order: this.order++, happen }
+    const later = this.queue.findIndex((other) => other.at > at)
+    this.queue.splice(later === -1 ? this.queue.length : later, 0, happening)
+  }
+
+  private soon(afterMs: Ms | 'never' | 'ignored', happen: () => Fact | null): void {
+    if (typeof afterMs === 'number') this.at(this.now + afterMs, happen)
+  }
+
+  private happeningsOf(operation: Operation): (() => Fact | null)[] {
+    const nthLive = (nth: number): Process | undefined => [...this.processes.values()][nth % this.processes.size || 0]
+    switch (operation.k) {
+      case 'reload':
+        return Array.from({ length: operation.times }, () => () => this.ask(operation.drop))
+      case 'take-back':
+        return [() => ({ e: 'ask-gone', ask: operation.nth % (this.asked + 2), reason: 'the client timed out' })]
+      case 'replace':
+        return [
+          () => {
+            const process = nthLive(operation.nth)
+            return process === undefined ? null : { e: 'replace-asked', worker: process.id }
+          },
+        ]
+      case 'stray':
+        return [() => this.strayFact(operation.fact, operation.nth, operation.key)]
+      case 'oversleep':
+        return [
+          () => {
+            this.now += operation.lagMs
+            this.givenMs += operation.lagMs
+            return { e: 'overslept', lagMs: operation.lagMs }
+          },
+        ]
+      case 'tick-from-the-past':
+        return [() => (this.tell({ e: 'ticked' }, this.now - 5_000), null)]
+      case 'start-again':
+        return [() => ({ e: 'started', policy: this.plan.policy })]
+    }
+  }
+
+  private strayFact(e: StrayFact, nth: number, key: ListenerKey): Fact {
+    const gone = { worker: 1_000_000 + nth, key, reason: 'nobody knows', stillborn: nth % 2 === 0 }
+    const live = [...this.processes.values()][nth % (this.processes.size + 1)]
+    // A lie of a live process that would make its books wrong is not the machine's to see through.
+    const isHarmless =
+      live !== undefined &&
+      ((e === 'opened' && !live.copies.has(key)) ||
+        (e === 'open-failed' && !live.copies.has(key)) ||
+        (e === 'withdrawn' && !live.isLeaving) ||
+        (e === 'worker-drained' && !live.isLeaving))
+    return { e, ...gone, ...(isHarmless ? { worker: live.id } : {}) }
+  }
+
+  private perform(command: Command): void {
+    switch (command.c) {
+      case 'pin': {
+        const pin = this.plan.pins[this.pinned++ % this.plan.pins.length]
+        const reload = command.reload
+        if (pin === undefined || pin.result === 'never') return
+        const { result } = pin
+        const fact: Fact =
+          result === 'fails' ? { e: 'pin-failed', reload, reasons: ['no such entry'] } : { e: 'pinned', reload, policy: result }
+        return this.soon(pin.afterMs, () => fact)
+      }
+      case 'spawn':
+        return this.spawn(command.worker)
+      case 'open':
+        return this.open(command.worker, command.key)
+      case 'drain':
+        return this.drain(command.worker)
+      case 'cut':
+        return this.whileAlive(command.worker, 1, (process) => this.drained(process))
+      case 'terminate': {
+        const process = this.processes.get(command.worker)
+        if (process) process.accepting.clear()
+        if (process) this.end(process, process.behaviour.terminate, 'terminated')
+        return
+      }
+      case 'kill': {
+        const process = this.processes.get(command.worker)
+        if (process) this.end(process, 3, 'killed')
+        return
+      }
+      case 'release':
+        this.bound.delete(command.key)
+        return
+      case 'answer':
+        this.answers.set(command.ask, (this.answers.get(command.ask) ?? 0) + 1)
+        return
+      case 'unpin':
+      case 'announce':
+      case 'exit':
+        return
+    }
+  }
+
+  private whileAlive(id: WorkerId, afterMs: Ms | 'never', act: (process: Process) => Fact | null): void {
+    this.soon(afterMs, () => {
+      const process = this.processes.get(id)
+      return process === undefined ? null : act(process)
+    })
+  }
+
+  private spawn(id: WorkerId): void {
+    const behaviour = this.plan.behaviours[this.spawned++ % this.plan.behaviours.length]
+    if (behaviour === undefined) throw new Error('a plan has at least one behaviour')
+    this.processes.set(id, {
+      id,
+      behaviour,
+      copies: new Set(),
+      accepting: new Set(),
+      isLeaving: false,
+      isShuttingDown: false,
+    })
+    for (const { afterMs, deed } of behaviour.deeds) this.whileAlive(id, afterMs, (process) => this.doDeed(process, deed))
+  }
+
+  private doDeed(process: Process, deed: Deed): Fact | null {
+    const worker = process.id
+    switch (deed.k) {
+      case 'claim':
+        if (process.isShuttingDown) return null
+        process.copies.add(deed.key)
+        this.bound.add(deed.key)
+        return { e: 'claimed', worker, key: deed.key }
+      case 'unclaim':
+        process.copies.delete(deed.key)
+        process.accepting.delete(deed.key)
+        return { e: 'unclaimed', worker, key: deed.key }
+      case 'listen-privately':
+        return { e: 'listened-privately', worker }
+      case 'say-ready':
+        return { e: 'said-ready', worker }
+      case 'ask-replacement':
+        return { e: 'replace-asked', worker }
+      case 'crash':
+        return this.exit(process, 'TypeError: x is not a function', false)
+      case 'be-stillborn':
+        return this.exit(process, 'killed by SIGUSR2', true)
+    }
+  }
+
+  private exit(process: Process, reason: string, stillborn: boolean): Fact {
+    this.processes.delete(process.id)
+    return { e: 'worker-exited', worker: process.id, reason, stillborn }
+  }
+
+  private end(process: Process, afterMs: Ms | 'never' | 'ignored', reason: string): void {
+    this.soon(afterMs, () => (this.processes.has(process.id) ? this.exit(process, reason, false) : null))
+  }
+
+  private open(id: WorkerId, key: ListenerKey): void {
+    const open = this.processes.get(id)?.behaviour.open
+    this.whileAlive(id, open === 'fails' ? 2 : (open ?? 'never'), (process) => {
+      if (process.isLeaving || !process.copies.has(key)) return null
+      if (open === 'fails') return { e: 'open-failed', worker: id, key, reason: 'EMFILE' }
+      process.accepting.add(key)
+      return { e: 'opened', worker: id, key }
+    })
+  }
+
+  private drain(id: WorkerId): void {
+    const process = this.processes.get(id)
+    if (process === undefined) return
+    process.isLeaving = true
+    process.accepting.clear()
+    if (process.behaviour.tellsWithdrawals) {
+      for (const key of process.copies) {
+        this.whileAlive(id, 1, () => (process.copies.delete(key) ? { e: 'withdrawn', worker: id, key } : null))
+      }
+    }
+    this.whileAlive(id, process.behaviour.drain, () => this.drained(process))
+  }
+
+  private drained(process: Process): Fact | null {
+    if (process.isShuttingDown) return null
+    process.isShuttingDown = true
+    process.copies.clear()
+    this.end(process, process.behaviour.shutdown, 'exited 0')
+    return { e: 'worker-drained', worker: process.id }
+  }
+}
