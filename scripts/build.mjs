@@ -1,7 +1,7 @@
 // Builds what is published: the CLI (one ESM file), the guest (one CommonJS file without dependencies), what apps
 // import (ESM and CommonJS), types, and the JSON Schema of the config file.
 import { execFileSync } from 'node:child_process'
-import { chmodSync, copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
@@ -51,12 +51,19 @@ const { configJsonSchema } = await import(pathToFileURL(join(root, 'dist/.config
 writeFileSync('dist/config.schema.json', `${JSON.stringify(configJsonSchema(), null, 2)}\n`)
 rmSync('dist/.config.mjs')
 
-// One declaration file for each module format: TypeScript tells them apart by the file's ending.
-const tsc = createRequire(import.meta.url).resolve('typescript/package.json')
-const declare = (project, from, to) => {
-  execFileSync(process.execPath, [join(dirname(tsc), 'bin/tsc'), '-p', project], { stdio: 'inherit' })
-  copyFileSync(from, `${to}.d.mts`)
-  copyFileSync(from, `${to}.d.cts`)
+// Declarations for both module formats: TypeScript tells them apart by the file's ending, also in their imports.
+const tsc = join(dirname(createRequire(import.meta.url).resolve('typescript/package.json')), 'bin/tsc')
+function declare(project, types, dist) {
+  rmSync(types, { recursive: true, force: true })
+  execFileSync(process.execPath, [tsc, '-p', project], { stdio: 'inherit' })
+  for (const name of readdirSync(types)) {
+    const text = readFileSync(join(types, name), 'utf8')
+    for (const format of ['m', 'c']) {
+      const to = join(dist, name.replace(/\.d\.ts$/, `.d.${format}ts`))
+      writeFileSync(to, text.replace(/(from '\.\/[^']+)\.ts'/g, `$1.${format}js'`))
+    }
+  }
+  rmSync(types, { recursive: true })
 }
-declare('scripts/tsconfig.types.json', 'dist/types/index.d.ts', 'dist/index')
-rmSync('dist/types', { recursive: true })
+declare('scripts/tsconfig.types.json', 'dist/types', 'dist')
+declare('scripts/tsconfig.types-passing.json', `${passing}/dist/types`, `${passing}/dist`)

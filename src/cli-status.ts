@@ -103,9 +103,13 @@ function workerRow(worker: WorkerStatus): string[] {
   ]
 }
 
-/** The verdict's line, and its reasons indented below, with their own lines (a stack) further in. */
+/**
+ * The verdict's line, and below it, indented, the reasons that it does not say already, with their own lines (a
+ * stack) further in.
+ */
 export function renderVerdict({ text, reasons }: Verdict): string {
-  const below = reasons.map((reason) => `\n  ${printable(reason).trimEnd().replaceAll('\n', '\n    ')}`)
+  const more = reasons.filter((reason) => !text.includes(reason))
+  const below = more.map((reason) => `\n  ${printable(reason).trimEnd().replaceAll('\n', '\n    ')}`)
   return printable(text) + below.join('')
 }
 

@@ -157,7 +157,8 @@ async function reload({ args, json }: Client): Promise<number> {
       say(json ? JSON.stringify({ drained: end.drained }) : printable(end.drained.text))
     }
     if (end.verdict.outcome === 'promoted') return OK
-    if (gaveUp !== null) fail(`The rollout was aborted: ${gaveUp}.`, json)
+    if (gaveUp !== null && !end.verdict.text.includes(gaveUp))
+      fail(`The rollout was aborted: ${gaveUp}.`, json)
     return FAILED
   } catch (error) {
     if (!(error instanceof MasterLostError)) throw error

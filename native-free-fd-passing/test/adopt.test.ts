@@ -13,7 +13,7 @@ function launch(
   t: import('tap').Test,
   env: string[],
   args: string[],
-  fds: number[],
+  fds: readonly (number | net.Socket)[],
 ): ReturnType<typeof startCommand> {
   const command = [...env, 'sh', '-c', LAUNCH, 'sh', process.execPath, ...argvOf('activated', ...args)]
   return startCommand(t, 'env', command, ['pipe', 'pipe', 'pipe', ...fds])

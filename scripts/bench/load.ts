@@ -166,7 +166,8 @@ export class Load {
     const plans = options.traffic.map((traffic, index) => planOf(traffic, index))
     const names = plans.map((plan) => plan.name)
     if (plans.length === 0) throw new Error('a load without traffic: give at least one mode')
-    if (new Set(names).size < names.length) throw new Error(`traffic with the same name twice: ${names.join(', ')}`)
+    if (new Set(names).size < names.length)
+      throw new Error(`traffic with the same name twice: ${names.join(', ')}`)
     this.#options = options
     this.#world = new World(options, plans)
     this.#lanes = plans.flatMap((plan) =>
@@ -181,7 +182,8 @@ export class Load {
     this.#world.begin()
     const shortestMs = Math.min(this.#world.timeoutMs, this.#world.connectTimeoutMs)
     this.#sweeper = setInterval(() => this.#world.sweep(), Math.max(5, Math.min(100, shortestMs / 10)))
-    if (this.#options.maxMs !== undefined) this.#bound = setTimeout(() => void this.stop(), this.#options.maxMs)
+    if (this.#options.maxMs !== undefined)
+      this.#bound = setTimeout(() => void this.stop(), this.#options.maxMs)
     for (const lane of this.#lanes) lane.start()
     return this
   }
@@ -492,7 +494,8 @@ class Lane {
 
   /** The connection stands: the request that it was made for is due (a browser's preconnect takes its time). */
   connected(connection: Connection): void {
-    if (this.plan.mode === 'preconnect' && !this.#winding) this.#after(this.#thinkMs(), () => connection.send())
+    if (this.plan.mode === 'preconnect' && !this.#winding)
+      this.#after(this.#thinkMs(), () => connection.send())
     else connection.send()
   }
 
@@ -644,7 +647,9 @@ class Connection implements ResponseSink {
       this.abandon(`not connected after ${Math.round(silentMs)} ms`)
       this.#lane.failed()
     } else if (this.#outstanding > 0 && silentMs > this.#world.timeoutMs) {
-      this.abandon(`${this.#parser.begun ? 'stuck within a response' : 'no byte'} for ${Math.round(silentMs)} ms`)
+      this.abandon(
+        `${this.#parser.begun ? 'stuck within a response' : 'no byte'} for ${Math.round(silentMs)} ms`,
+      )
       this.#lane.failed()
     }
   }
@@ -658,13 +663,18 @@ class Connection implements ResponseSink {
   #read(bytes: number): void {
     if (this.#state === 'ended') return
     this.#progressAt = performance.now()
-    const before = this.#outstanding
+    const outstanding = this.#outstanding
+    const idle = this.#state === 'open' && outstanding === 0
     const complaint = this.#parser.feed(this.#world.readBuffer, 0, bytes)
-    if (complaint !== null) return this.#refuse(complaint)
-    // Only now, when all that was read is parsed: the next request must not adopt bytes that came before it.
-    if (before > 0 && this.#outstanding === 0) {
+    if (complaint !== null) this.#refuse(complaint)
+    // The lane only now, when all that was read is parsed: its next request must not adopt bytes from before it.
+    if (complaint?.stray === false) {
+      this.#lane.failed()
+    } else if (outstanding > 0 && this.#outstanding === 0) {
       if (this.#plan.once) this.retire()
       this.#lane.answered(this)
+    } else if (complaint !== null && idle) {
+      this.#lane.lost()
     }
   }
 
@@ -716,12 +726,9 @@ class Connection implements ResponseSink {
   }
 
   #refuse(complaint: Complaint): void {
-    const idle = this.#state === 'open' && this.#outstanding === 0
     if (complaint.stray) this.#world.wrong(this.#plan, 'stray', complaint.text, null)
     else this.#failOutstanding('malformed', complaint.text)
     this.destroy()
-    if (!complaint.stray) this.#lane.failed()
-    else if (idle) this.#lane.lost()
   }
 
   /** The connection is over, by the server's FIN or by an error. */
@@ -764,7 +771,14 @@ class Connection implements ResponseSink {
   }
 }
 
-const LOCAL_ERRORS: ReadonlySet<string> = new Set(['EMFILE', 'ENFILE', 'EADDRNOTAVAIL', 'ENOBUFS', 'ENOMEM', 'EACCES'])
+const LOCAL_ERRORS: ReadonlySet<string> = new Set([
+  'EMFILE',
+  'ENFILE',
+  'EADDRNOTAVAIL',
+  'ENOBUFS',
+  'ENOMEM',
+  'EACCES',
+])
 
 function connectFailure(code: string): FailureClass {
   if (LOCAL_ERRORS.has(code)) return 'local'
@@ -784,7 +798,8 @@ export function summary(result: LoadResult): string {
   for (const [name, tally] of Object.entries(result.traffic)) {
     const { latency } = tally
     const failures = Object.entries(tally.failures).map(([failure, count]) => `, ${failure} ${count}`)
-    const times = latency === null ? '' : `, p50 ${latency.p50Ms} p99 ${latency.p99Ms} max ${latency.maxMs} ms`
+    const times =
+      latency === null ? '' : `, p50 ${latency.p50Ms} p99 ${latency.p99Ms} max ${latency.maxMs} ms`
     lines.push(`  ${name}: ${tally.requests} requests${times}${failures.join('')}`)
   }
   for (const [version, { responses }] of Object.entries(result.versions)) {
@@ -792,7 +807,9 @@ export function summary(result: LoadResult): string {
   }
   for (const detail of result.details.slice(0, 20)) {
     const age = detail.requestAgeMs === null ? '' : `, request sent ${detail.requestAgeMs} ms before`
-    lines.push(`  ${detail.failure} (${detail.traffic}) ${detail.afterMarkMs} ms into "${detail.phase}"${age}: ${detail.text}`)
+    lines.push(
+      `  ${detail.failure} (${detail.traffic}) ${detail.afterMarkMs} ms into "${detail.phase}"${age}: ${detail.text}`,
+    )
   }
   return lines.join('\n')
 }

@@ -88,7 +88,8 @@ export class ResponseParser {
         return this.#readChunkSize(bytes, at, end)
       case 'chunk-end':
         if (end - at < 2) return at
-        if (bytes[at] !== 13 || bytes[at + 1] !== 10) return malformed('a chunk is longer than its size', bytes, at, end)
+        if (bytes[at] !== 13 || bytes[at + 1] !== 10)
+          return malformed('a chunk is longer than its size', bytes, at, end)
         this.#state = 'chunk-size'
         return at + 2
       case 'trailer':
@@ -97,11 +98,14 @@ export class ResponseParser {
   }
 
   #readHead(bytes: Buffer, at: number, end: number): number | Complaint {
-    if (!this.#sink.expects()) return { ...malformed('no request asked for these bytes', bytes, at, end), stray: true }
+    if (!this.#sink.expects())
+      return { ...malformed('no request asked for these bytes', bytes, at, end), stray: true }
     const stop = bytes.indexOf(HEAD_END, at)
     // The buffer is used again and again: behind `end` there are old bytes, and the match may lie there.
     if (stop === -1 || stop + 4 > end) {
-      return end - at > MAX_HEAD_BYTES ? malformed(`a head longer than ${MAX_HEAD_BYTES} bytes`, bytes, at, end) : at
+      return end - at > MAX_HEAD_BYTES
+        ? malformed(`a head longer than ${MAX_HEAD_BYTES} bytes`, bytes, at, end)
+        : at
     }
     const head = headOf(bytes.toString('latin1', at, stop))
     if (typeof head === 'string') return malformed(head, bytes, at, end)
@@ -144,7 +148,8 @@ export class ResponseParser {
     const stop = lineEnd(bytes, at, end)
     if (typeof stop !== 'number' || stop === at) return stop
     if (stop === at + 2) this.#complete()
-    else if (!FIELD.test(bytes.toString('latin1', at, stop - 2))) return malformed('not a trailer', bytes, at, end)
+    else if (!FIELD.test(bytes.toString('latin1', at, stop - 2)))
+      return malformed('not a trailer', bytes, at, end)
     return stop
   }
 
@@ -164,7 +169,10 @@ function lineEnd(bytes: Buffer, at: number, end: number): number | Complaint {
 }
 
 function malformed(what: string, bytes: Buffer, at: number, end: number): Complaint {
-  return { stray: false, text: `${what}: ${JSON.stringify(bytes.toString('latin1', at, Math.min(end, at + 60)))}` }
+  return {
+    stray: false,
+    text: `${what}: ${JSON.stringify(bytes.toString('latin1', at, Math.min(end, at + 60)))}`,
+  }
 }
 
 const STATUS_LINE = /^HTTP\/1\.([01]) ([1-9]\d\d)( [^\r\n]*)?$/
@@ -194,7 +202,8 @@ function parseHead(text: string): ResponseHead | string {
     const name = line.slice(0, colon).toLowerCase()
     const value = line.slice(colon + 1).trim()
     const before = fields.get(name)
-    if (before !== undefined && name === 'content-length' && before !== value) return 'two different Content-Lengths'
+    if (before !== undefined && name === 'content-length' && before !== value)
+      return 'two different Content-Lengths'
     fields.set(name, before === undefined || name === 'content-length' ? value : `${before}, ${value}`)
   }
   const code = Number(status[2])

@@ -469,15 +469,15 @@ async function listen(server: net.Server, { path, temporary, mode, stale }: Plac
 function makeDirectories(path: string): readonly string[] {
   const parent = dirname(path)
   const made: string[] = []
-  try {
-    for (const directory of [dirname(parent), parent]) {
-      if (lstat(directory) !== null) continue
+  for (const directory of [dirname(parent), parent]) {
+    if (lstat(directory) !== null) continue
+    try {
       mkdirSync(directory, { mode: 0o700 })
       made.push(directory)
+    } catch (error) {
+      removeDirectories(made)
+      throw failure(path, error, dirname(directory))
     }
-  } catch (error) {
-    removeDirectories(made)
-    throw failure(path, error)
   }
   return made
 }
@@ -492,9 +492,9 @@ function removeDirectories(made: readonly string[]): void {
   }
 }
 
-function failure(path: string, error: unknown): ControlError {
+/** `directory`: the one in which something could not be made. */
+function failure(path: string, error: unknown, directory = dirname(path)): ControlError {
   const code = error instanceof Error && 'code' in error ? error.code : null
-  const directory = dirname(path)
   const start = `Could not open the control socket ${path}:`
   const end = 'Give another path with --control.'
   if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS') {
@@ -503,8 +503,7 @@ function failure(path: string, error: unknown): ControlError {
         'Give it that right, or another path with --control.',
     )
   }
-  if (code === 'ENOENT')
-    return new ControlError(`${start} the directory ${directory} cannot be made (ENOENT). ${end}`)
+  if (code === 'ENOENT') return new ControlError(`${start} there is no directory ${directory}. ${end}`)
   if (code === 'ENOTDIR')
     return new ControlError(`${start} a part of ${directory} is not a directory. ${end}`)
   if (code === 'ENOSPC') return new ControlError(`${start} the file system of ${directory} is full.`)

@@ -63,22 +63,27 @@ export function everOpened(worker: Worker): boolean {
 }
 
 /**
- * What a slot of a new generation must listen on: what the same slot of the current one listens on now, or did
+ * What each slot of a new generation must listen on: what the same slot of the current one listens on now, or did
  * before its worker died. A slot that did not exist before must listen on what all present slots have in common
- * (slot 0 may have an admin port).
+ * (slot 0 may have an admin port). What only a slot listens on that is no more is wanted of the last one: 3 slots,
+ * an admin port in slot 2, a reload to 1 slot would otherwise be promoted with nobody at that port.
  */
 export function wantsOf(
   current: Generation,
   workers: Workers,
-  index: number,
+  slots: number,
   drop: ReadonlySet<ListenerKey>,
-): ReadonlySet<ListenerKey> {
+): ReadonlySet<ListenerKey>[] {
   const known = current.slots.map((slot): ListenerKey[] => {
     const worker = workers.get(holder(slot) ?? -1)
-    return [...(worker?.phase.k === 'ready' ? worker.claims.keys() : (slot.wants ?? []))]
+    const keys = [...(worker?.phase.k === 'ready' ? worker.claims.keys() : (slot.wants ?? []))]
+    return keys.filter((key) => !drop.has(key))
   })
   const inCommon = (known[0] ?? []).filter((key) => known.every((keys) => keys.includes(key)))
-  return new Set((known[index] ?? inCommon).filter((key) => !drop.has(key)))
+  const wants = Array.from({ length: slots }, (_, index) => new Set(known[index] ?? inCommon))
+  for (const key of known.slice(slots).flat())
+    if (!wants.some((keys) => keys.has(key))) wants.at(-1)?.add(key)
+  return wants
 }
 
 export function stateOf(state: State): 'starting' | 'steady' | 'rolling-out' | 'stopping' {

@@ -46,7 +46,8 @@ export interface Policy {
 export type Leave = 'replaced' | 'rolled-back' | 'signal' | 'stop' | 'failed' | 'crowded-out'
 
 /** A listener this worker listens on, seen from the master: may it accept there yet? */
-export type Grant = { readonly k: 'held' } | { readonly k: 'opening'; readonly by: Timer } | { readonly k: 'open' }
+export type Grant =
+  { readonly k: 'held' } | { readonly k: 'opening'; readonly by: Timer } | { readonly k: 'open' }
 
 export type WorkerPhase =
   /** `settle`: it has only a private listener so far; if nothing else comes until then, that is its readiness. */
@@ -110,6 +111,8 @@ export interface Rollout {
   readonly id: ReloadId
   readonly asks: readonly AskId[]
   readonly drop: ReadonlySet<ListenerKey>
+  /** Listeners that the candidate claimed, also in workers that are gone: should it fail, they are of no use. */
+  readonly claimed: ReadonlySet<ListenerKey>
   readonly since: Ms
   readonly doing: Doing
 }
@@ -122,7 +125,12 @@ export interface Waiting {
 
 export type Top =
   | { readonly k: 'idle' }
-  | { readonly k: 'starting'; readonly current: GenerationId; readonly since: Ms; readonly next: readonly Waiting[] }
+  | {
+      readonly k: 'starting'
+      readonly current: GenerationId
+      readonly since: Ms
+      readonly next: readonly Waiting[]
+    }
   | { readonly k: 'steady'; readonly current: GenerationId }
   | {
       readonly k: 'rolling-out'
@@ -159,7 +167,12 @@ export type Fact =
   | { readonly e: 'listened-privately'; readonly worker: WorkerId }
   | { readonly e: 'said-ready'; readonly worker: WorkerId }
   | { readonly e: 'opened'; readonly worker: WorkerId; readonly key: ListenerKey }
-  | { readonly e: 'open-failed'; readonly worker: WorkerId; readonly key: ListenerKey; readonly reason: string }
+  | {
+      readonly e: 'open-failed'
+      readonly worker: WorkerId
+      readonly key: ListenerKey
+      readonly reason: string
+    }
   | { readonly e: 'withdrawn'; readonly worker: WorkerId; readonly key: ListenerKey }
   /** It drains, and says how long that may take: its clients may have been promised more than the drain timeout. */
   | { readonly e: 'drain-began'; readonly worker: WorkerId; readonly timeoutMs: Ms }
@@ -208,7 +221,12 @@ export type Announcement =
       readonly delayMs: Ms
       readonly reason: string
     }
-  | { readonly a: 'replacement-failed'; readonly generation: GenerationId; readonly slot: SlotIndex; readonly reason: string }
+  | {
+      readonly a: 'replacement-failed'
+      readonly generation: GenerationId
+      readonly slot: SlotIndex
+      readonly reason: string
+    }
   | { readonly a: 'crowded-out'; readonly generation: GenerationId }
   | { readonly a: 'generation-ended'; readonly generation: GenerationId }
   | { readonly a: 'stopping'; readonly status: 0 | 1; readonly why: readonly string[] }

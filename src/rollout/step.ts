@@ -48,6 +48,7 @@ import type {
   Waiting,
   Worker,
   WorkerId,
+  WorkerPhase,
 } from './state.ts'
 import { postpone } from './timers.ts'
 
@@ -163,12 +164,12 @@ class Draft {
     this.current.dropping = new Set(keys)
     this.changed = true
   }
-  addGeneration(policy: Policy, wants: (index: number) => ReadonlySet<ListenerKey> | null): GenerationId {
+  addGeneration(policy: Policy, wants: readonly ReadonlySet<ListenerKey>[] = []): GenerationId {
     const id = this.current.nextGeneration++
     const slots = Array.from({ length: policy.slots }, (_, index) => ({
       state: { k: 'vacant', retry: this.in(0) } as SlotState,
       deaths: 0,
-      wants: wants(index),
+      wants: wants[index] ?? null,
     }))
     this.setGeneration({ id, policy, slots })
     return id
@@ -203,7 +204,7 @@ function absorb(draft: Draft, event: Event): void {
   switch (event.e) {
     case 'started': {
       if (draft.top.k !== 'idle') return
-      const current = draft.addGeneration(event.policy, () => null)
+      const current = draft.addGeneration(event.policy)
       draft.top = { k: 'starting', current, since: draft.at, next: [] }
       return
     }
@@ -215,7 +216,8 @@ function absorb(draft: Draft, event: Event): void {
       return absorbPinned(draft, event.reload, event.policy)
     case 'pin-failed': {
       const { top } = draft
-      if (top.k !== 'rolling-out' || top.rollout.id !== event.reload || top.rollout.doing.k !== 'pinning') return
+      if (top.k !== 'rolling-out' || top.rollout.id !== event.reload || top.rollout.doing.k !== 'pinning')
+        return
       return endRollout(draft, 'refused', event.reasons)
     }
     case 'stop-asked':
@@ -238,12 +240,19 @@ function absorb(draft: Draft, event: Event): void {
 
 type WorkerFact = Extract<Event, { worker: WorkerId }>
 
-function absorbWorkerFact(draft: Draft, worker: Worker, event: Exclude<WorkerFact, { e: 'worker-exited' }>): void {
+function absorbWorkerFact(
+  draft: Draft,
+  worker: Worker,
+  event: Exclude<WorkerFact, { e: 'worker-exited' }>,
+): void {
   const isUp = worker.phase.k === 'booting' || worker.phase.k === 'ready'
   switch (event.e) {
     case 'claimed':
-      if (!isUp || worker.claims.has(event.key)) return
+      if (worker.claims.has(event.key)) return
       draft.setClaim(worker, event.key, { k: 'held' })
+      // It crossed our order to leave on its way: bound for nobody, unless the current generation listens there too.
+      if (!isUp) return draft.setDropping([...draft.dropping, event.key])
+      noteClaim(draft, worker, event.key)
       if (worker.phase.k === 'ready') learnWants(draft, worker.id)
       return
     case 'unclaimed':
@@ -272,14 +281,21 @@ function absorbWorkerFact(draft: Draft, worker: Worker, event: Exclude<WorkerFac
       if (worker.phase.k !== 'draining') return
       return draft.setWorker({
         ...worker,
-        phase: { ...worker.phase, by: draft.in(Math.max(event.timeoutMs, policyOf(draft, worker).drainTimeoutMs)) },
+        phase: {
+          ...worker.phase,
+          by: draft.in(Math.max(event.timeoutMs, policyOf(draft, worker).drainTimeoutMs)),
+        },
       })
     case 'worker-drained':
       if (worker.phase.k !== 'draining') return
       return draft.setWorker({
         ...worker,
         claims: new Map(),
-        phase: { k: 'terminating', why: worker.phase.why, by: draft.in(policyOf(draft, worker).shutdownTimeoutMs) },
+        phase: {
+          k: 'terminating',
+          why: worker.phase.why,
+          by: draft.in(policyOf(draft, worker).shutdownTimeoutMs),
+        },
       })
     case 'replace-asked': {
       const slot = draft.generation(worker.generation)?.slots[worker.slot]
@@ -308,6 +324,12 @@ function learnWants(draft: Draft, id: WorkerId): void {
   draft.setSlot(worker.generation, worker.slot, { wants })
 }
 
+function noteClaim(draft: Draft, worker: Worker, key: ListenerKey): void {
+  const { top } = draft
+  if (top.k !== 'rolling-out' || worker.generation !== candidateOf(top)) return
+  draft.top = { ...top, rollout: { ...top.rollout, claimed: new Set([...top.rollout.claimed, key]) } }
+}
+
 function askReload(draft: Draft, waiting: Waiting): void {
   const { top } = draft
   switch (top.k) {
@@ -318,7 +340,11 @@ function askReload(draft: Draft, waiting: Waiting): void {
     case 'steady':
       return beginRollout(draft, top.current, [waiting])
     default:
-      return answer(draft, [waiting.ask], verdict(draft, 'overtaken', 'r0', null, ['the master is stopping'], 0))
+      return answer(
+        draft,
+        [waiting.ask],
+        verdict(draft, 'overtaken', 'r0', null, ['the master is stopping'], 0),
+      )
   }
 }
 
@@ -338,7 +364,11 @@ function forgetAsk(draft: Draft, ask: AskId, reason: string): void {
   const asks = top.rollout.asks.filter((other) => other !== ask)
   if (asks.length === 0) return endRollout(draft, 'overtaken', [reason])
   draft.top = { ...top, rollout: { ...top.rollout, asks } }
-  answer(draft, [ask], verdict(draft, 'overtaken', top.rollout.id, null, [reason], draft.at - top.rollout.since))
+  answer(
+    draft,
+    [ask],
+    verdict(draft, 'overtaken', top.rollout.id, null, [reason], draft.at - top.rollout.since),
+  )
 }
 
 function absorbPinned(draft: Draft, reload: string, policy: Policy): void {
@@ -355,9 +385,10 @@ function absorbPinned(draft: Draft, reload: string, policy: Policy): void {
     draft.setSlot(current.id, index, { state: { k: 'leaving', by: slot.state.by, when } })
     if (replacement) leave(draft, replacement, 'replaced')
   }
-  const wants = (index: number): ReadonlySet<ListenerKey> =>
-    wantsOf(current, draft.workers, index, top.rollout.drop)
-  const candidate = draft.addGeneration(policy, wants)
+  const candidate = draft.addGeneration(
+    policy,
+    wantsOf(current, draft.workers, policy.slots, top.rollout.drop),
+  )
   draft.top = { ...top, rollout: { ...top.rollout, doing: { k: 'bringing-up', candidate } } }
   draft.order({ c: 'announce', what: { a: 'candidate-spawned', reload, generation: candidate } })
 }
@@ -368,7 +399,7 @@ function absorbStop(draft: Draft, how: 'graceful' | 'now'): void {
   if (how === 'graceful') return
   for (const worker of draft.workers.values()) {
     if (worker.phase.k === 'killed') continue
-    draft.setWorker({ ...worker, phase: { k: 'killed', why: leaveOf(worker) ?? 'stop' } })
+    draft.setWorker(leaving(worker, { k: 'killed', why: leaveOf(worker) ?? 'stop' }))
     draft.order({ c: 'kill', worker: worker.id })
   }
 }
@@ -382,7 +413,11 @@ function stop(draft: Draft, status: 0 | 1, why: readonly string[]): void {
   if (top.k === 'stopping' || top.k === 'ended') return
   const next = top.k === 'starting' || top.k === 'rolling-out' ? top.next : []
   const reasons = why.length > 0 ? why : ['the master was told to stop']
-  if (top.k === 'rolling-out') endRollout(draft, 'overtaken', reasons)
+  if (top.k === 'rolling-out') {
+    // What waits does not begin any more: it is answered below.
+    draft.top = { ...top, next: [] }
+    endRollout(draft, 'overtaken', reasons)
+  }
   draft.top = { k: 'stopping', status, why }
   draft.order({ c: 'announce', what: { a: 'stopping', status, why } })
   const asks = next.map((waiting) => waiting.ask)
@@ -391,11 +426,8 @@ function stop(draft: Draft, status: 0 | 1, why: readonly string[]): void {
 
 /** A worker that cannot be used any more is told to exit at once; its slot is treated as if it had died. */
 function fail(draft: Draft, worker: Worker, reason: string): void {
-  const failed: Worker = {
-    ...worker,
-    phase: { k: 'dying', why: 'failed', by: draft.in(policyOf(draft, worker).killTimeoutMs) },
-  }
-  draft.setWorker(failed)
+  const by = draft.in(policyOf(draft, worker).killTimeoutMs)
+  draft.setWorker(leaving(worker, { k: 'dying', why: 'failed', by }))
   draft.order({ c: 'terminate', worker: worker.id })
   bereave(draft, worker, reason)
 }
@@ -452,7 +484,14 @@ function vacate(draft: Draft, worker: Worker, reason: string): void {
   const deaths = countDeath(slot.deaths, readyForMs, generation.policy)
   const delayMs = backoffMs(deaths)
   draft.setSlot(generation.id, worker.slot, { deaths, state: { k: 'vacant', retry: draft.in(delayMs) } })
-  const what = { a: 'vacancy', generation: generation.id, slot: worker.slot, deaths, delayMs, reason } as const
+  const what = {
+    a: 'vacancy',
+    generation: generation.id,
+    slot: worker.slot,
+    deaths,
+    delayMs,
+    reason,
+  } as const
   draft.order({ c: 'announce', what })
   const after = draft.generation(generation.id)
   const stillServes = (other: Slot): boolean => serves(draft.worker(holder(other) ?? -1))
@@ -467,7 +506,9 @@ function vacate(draft: Draft, worker: Worker, reason: string): void {
 function expire(draft: Draft): void {
   const { top } = draft
   if (top.k === 'rolling-out' && top.rollout.doing.k === 'pinning' && draft.due(top.rollout.doing.by)) {
-    endRollout(draft, 'refused', ['reading the configuration and the code path took longer than the start timeout'])
+    endRollout(draft, 'refused', [
+      'reading the configuration and the code path took longer than the start timeout',
+    ])
   }
   for (const worker of [...draft.workers.values()]) {
     // An expiry may end a rollout and thereby change workers that come later in this list.
@@ -486,7 +527,11 @@ function expireWorker(draft: Draft, worker: Worker): void {
     case 'ready':
       for (const [key, grant] of worker.claims) {
         if (grant.k === 'opening' && draft.due(grant.by)) {
-          return fail(draft, worker, `did not accept on ${key} within ${seconds(policyOf(draft, worker).grantTimeoutMs)}`)
+          return fail(
+            draft,
+            worker,
+            `did not accept on ${key} within ${seconds(policyOf(draft, worker).grantTimeoutMs)}`,
+          )
         }
       }
       return
@@ -546,7 +591,8 @@ function conclude(draft: Draft): void {
     if (top.next.length > 0) beginRollout(draft, top.current, top.next)
   } else if (top.k === 'rolling-out') {
     concludeRollout(draft, top)
-  } else if (top.k === 'stopping' && draft.workers.size === 0) {
+  } else if (top.k === 'stopping' && draft.workers.size === 0 && draft.generations.size === 0) {
+    // After the last `unpin` and `release` (see reconcile): whoever performs `exit` performs nothing after it.
     draft.top = { k: 'ended' }
     draft.order({ c: 'exit', status: top.status, why: top.why })
   }
@@ -594,6 +640,7 @@ function beginRollout(draft: Draft, current: GenerationId, waiting: readonly Wai
     id,
     asks: waiting.map(({ ask }) => ask),
     drop: new Set(waiting.flatMap(({ drop }) => drop)),
+    claimed: new Set(),
     since: draft.at,
     doing: { k: 'pinning', by: draft.in(generation.policy.startTimeoutMs) },
   }
@@ -618,11 +665,8 @@ function endRollout(draft: Draft, outcome: Outcome, reasons: readonly string[]):
     reasons,
     tookMs: draft.at - rollout.since,
   }
-  const claimedBy = (id: GenerationId | null): ListenerKey[] =>
-    workersOf(draft.workers, id ?? -1).flatMap((worker) => [...worker.claims.keys()])
-  if (promoted) draft.setDropping([...draft.dropping, ...rollout.drop])
-  // What only the candidate listened on was bound for it alone.
-  else draft.setDropping([...draft.dropping, ...claimedBy(candidate)])
+  // What only a failed candidate listened on was bound for it alone; `releaseDropped` spares what is wanted.
+  draft.setDropping([...draft.dropping, ...(promoted ? rollout.drop : rollout.claimed)])
   draft.top = { k: 'steady', current }
   draft.order({ c: 'announce', what: { a: 'rollout-ended', verdict: ending } })
   answer(draft, rollout.asks, ending)
@@ -723,11 +767,20 @@ function openGate(draft: Draft, worker: Worker): void {
 function leave(draft: Draft, worker: Worker, why: Leave): void {
   if (worker.phase.k !== 'booting' && worker.phase.k !== 'ready') return
   const { drainTimeoutMs, shutdownTimeoutMs } = policyOf(draft, worker)
-  const phase: Worker['phase'] = everOpened(worker) || worker.listensPrivately
-    ? { k: 'draining', why, by: draft.in(drainTimeoutMs) }
-    : { k: 'terminating', why, by: draft.in(shutdownTimeoutMs) }
-  draft.setWorker({ ...worker, phase })
+  const phase: WorkerPhase =
+    everOpened(worker) || worker.listensPrivately
+      ? { k: 'draining', why, by: draft.in(drainTimeoutMs) }
+      : { k: 'terminating', why, by: draft.in(shutdownTimeoutMs) }
+  draft.setWorker(leaving(worker, phase))
   draft.order({ c: 'drain', worker: worker.id })
+}
+
+/**
+ * It accepts no more, and has its copies until it says otherwise or ends. No grant of it stays `opening`: nothing
+ * would act on that timer any more, and a deadline in the past makes the shell wake for ever.
+ */
+function leaving(worker: Worker, phase: WorkerPhase): Worker {
+  return { ...worker, phase, claims: new Map([...worker.claims.keys()].map((key) => [key, { k: 'held' }])) }
 }
 
 /** Each draining generation holds memory and sockets; clients that never leave must not pile them up. */
@@ -756,7 +809,8 @@ function limitDraining(draft: Draft): void {
  */
 function releaseDropped(draft: Draft): void {
   if (draft.dropping.size === 0 || draft.top.k === 'rolling-out') return
-  const claimants = (key: ListenerKey): Worker[] => [...draft.workers.values()].filter(({ claims }) => claims.has(key))
+  const claimants = (key: ListenerKey): Worker[] =>
+    [...draft.workers.values()].filter(({ claims }) => claims.has(key))
   const current = draft.generation(currentOf(draft.top) ?? -1)
   const wanted = (key: ListenerKey): boolean => current?.slots.some(({ wants }) => wants?.has(key)) ?? false
   const waiting: ListenerKey[] = []

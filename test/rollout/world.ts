@@ -7,7 +7,17 @@
  * The world keeps its own books of what is true (who lives, who has a copy of a listener, who accepts), apart from
  * what the machine believes. The laws compare the two.
  */
-import type { AskId, Command, Event, Fact, ListenerKey, Ms, Policy, State, WorkerId } from '../../src/rollout/state.ts'
+import type {
+  AskId,
+  Command,
+  Event,
+  Fact,
+  ListenerKey,
+  Ms,
+  Policy,
+  State,
+  WorkerId,
+} from '../../src/rollout/state.ts'
 import { initialState } from '../../src/rollout/state.ts'
 import { step } from '../../src/rollout/step.ts'
 import { deadline } from '../../src/rollout/timers.ts'
@@ -27,6 +37,8 @@ export interface Behaviour {
   readonly deeds: readonly { readonly afterMs: Ms; readonly deed: Deed }[]
   /** From the order to open until it accepts and says so. */
   readonly open: Ms | 'never' | 'fails'
+  /** How long a drain may take by what its clients were promised, as it says when it begins to drain. */
+  readonly promised: Ms | null
   /** Whether it reports each withdrawal before it reports that it has drained. */
   readonly tellsWithdrawals: boolean
   /** From the order to drain until its last connection has gone. */
@@ -123,6 +135,9 @@ export class World {
   get hasEnded(): boolean {
     return this.state.top.k === 'ended'
   }
+  get lateMs(): Ms {
+    return this.plan.lateMs
+  }
   get unanswered(): AskId[] {
     return [...this.answers].filter(([, times]) => times === 0).map(([ask]) => ask)
   }
@@ -170,7 +185,8 @@ export class World {
     const { state: after, commands } = step(before, event)
     this.state = after
     this.diary.push(`${this.now} ${JSON.stringify(fact)} -> ${after.top.k}`)
-    for (const command of commands) if (command.c !== 'announce') this.diary.push(`      ${JSON.stringify(command)}`)
+    for (const command of commands)
+      if (command.c !== 'announce') this.diary.push(`      ${JSON.stringify(command)}`)
     this.look({ world: this, before, event, after, commands })
     for (const command of commands) this.perform(command)
   }
@@ -192,12 +208,15 @@ export class World {
   }
 
   private happeningsOf(operation: Operation): (() => Fact | null)[] {
-    const nthLive = (nth: number): Process | undefined => [...this.processes.values()][nth % this.processes.size || 0]
+    const nthLive = (nth: number): Process | undefined =>
+      [...this.processes.values()][nth % this.processes.size || 0]
     switch (operation.k) {
       case 'reload':
         return Array.from({ length: operation.times }, () => () => this.ask(operation.drop))
       case 'take-back':
-        return [() => ({ e: 'ask-gone', ask: operation.nth % (this.asked + 2), reason: 'the client timed out' })]
+        return [
+          () => ({ e: 'ask-gone', ask: operation.nth % (this.asked + 2), reason: 'the client timed out' }),
+        ]
       case 'replace':
         return [
           () => {
@@ -223,7 +242,13 @@ export class World {
   }
 
   private strayFact(e: StrayFact, nth: number, key: ListenerKey): Fact {
-    const gone = { worker: 1_000_000 + nth, key, reason: 'nobody knows', stillborn: nth % 2 === 0 }
+    const gone = {
+      worker: 1_000_000 + nth,
+      key,
+      reason: 'nobody knows',
+      stillborn: nth % 2 === 0,
+      timeoutMs: 1_000,
+    }
     const live = [...this.processes.values()][nth % (this.processes.size + 1)]
     // A lie of a live process that would make its books wrong is not the machine's to see through.
     const isHarmless =
@@ -231,8 +256,8 @@ export class World {
       ((e === 'opened' && !live.copies.has(key)) ||
         (e === 'open-failed' && !live.copies.has(key)) ||
         (e === 'withdrawn' && !live.isLeaving) ||
-        (e === 'worker-drained' && !live.isLeaving))
-    return { e, ...gone, ...(isHarmless ? { worker: live.id } : {}) }
+        ((e === 'worker-drained' || e === 'drain-began') && !live.isLeaving))
+    return { e, ...gone, ...(isHarmless ? { worker: live.id } : {}) } as Fact
   }
 
   private perform(command: Command): void {
@@ -243,7 +268,9 @@ export class World {
         if (pin === undefined || pin.result === 'never') return
         const { result } = pin
         const fact: Fact =
-          result === 'fails' ? { e: 'pin-failed', reload, reasons: ['no such entry'] } : { e: 'pinned', reload, policy: result }
+          result === 'fails'
+            ? { e: 'pin-failed', reload, reasons: ['no such entry'] }
+            : { e: 'pinned', reload, policy: result }
         return this.soon(pin.afterMs, () => fact)
       }
       case 'spawn':
@@ -296,7 +323,8 @@ export class World {
       isLeaving: false,
       isShuttingDown: false,
     })
-    for (const { afterMs, deed } of behaviour.deeds) this.whileAlive(id, afterMs, (process) => this.doDeed(process, deed))
+    for (const { afterMs, deed } of behaviour.deeds)
+      this.whileAlive(id, afterMs, (process) => this.doDeed(process, deed))
   }
 
   private doDeed(process: Process, deed: Deed): Fact | null {
@@ -348,9 +376,15 @@ export class World {
     if (process === undefined) return
     process.isLeaving = true
     process.accepting.clear()
+    const { promised } = process.behaviour
+    if (promised !== null) {
+      this.whileAlive(id, 1, () => ({ e: 'drain-began', worker: id, timeoutMs: promised }))
+    }
     if (process.behaviour.tellsWithdrawals) {
       for (const key of process.copies) {
-        this.whileAlive(id, 1, () => (process.copies.delete(key) ? { e: 'withdrawn', worker: id, key } : null))
+        this.whileAlive(id, 1, () =>
+          process.copies.delete(key) ? { e: 'withdrawn', worker: id, key } : null,
+        )
       }
     }
     this.whileAlive(id, process.behaviour.drain, () => this.drained(process))
