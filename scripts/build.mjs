@@ -1,7 +1,7 @@
 // Builds what is published: the CLI (one ESM file), the guest (one CommonJS file without dependencies), what apps
 // import (ESM and CommonJS), types, and the JSON Schema of the config file.
 import { execFileSync } from 'node:child_process'
-import { chmodSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
@@ -21,49 +21,55 @@ const common = {
   define: { __USR2_VERSION__: JSON.stringify(version) },
 }
 
-for (const dist of ['dist', `${passing}/dist`]) {
-  rmSync(dist, { recursive: true, force: true })
-  mkdirSync(dist, { recursive: true })
+for (const dist of ['dist', `${passing}/dist`]) mkdirSync(dist, { recursive: true })
+
+/** Each file whole or not at all: a supervisor or a test may be starting from it right now. */
+function put(path, content) {
+  writeFileSync(`${path}.${process.pid}`, content)
+  renameSync(`${path}.${process.pid}`, path)
+}
+async function bundle(options) {
+  const { outputFiles } = await build({ ...common, ...options, write: false })
+  for (const { path, contents } of outputFiles) put(path, contents)
 }
 
 // Dependencies are bundled: the master loads nothing from disk after its start, so that an `npm ci` under a running
 // master cannot mix versions. Some of them are CommonJS and need a `require`.
 const require = `import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);`
 await Promise.all([
-  build({
-    ...common,
+  bundle({
     entryPoints: ['src/cli.ts'],
     outfile: 'dist/cli.mjs',
     format: 'esm',
     minifySyntax: true,
     banner: { js: require },
   }),
-  build({ ...common, entryPoints: ['src/worker/preload.ts'], outfile: 'dist/preload.cjs', format: 'cjs' }),
-  build({ ...common, entryPoints: ['src/index.ts'], outfile: 'dist/index.mjs', format: 'esm' }),
-  build({ ...common, entryPoints: ['src/index.ts'], outfile: 'dist/index.cjs', format: 'cjs' }),
-  build({ ...common, entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.mjs`, format: 'esm' }),
-  build({ ...common, entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.cjs`, format: 'cjs' }),
-  build({ ...common, entryPoints: ['src/config.ts'], outfile: 'dist/.config.mjs', format: 'esm', banner: { js: require } }),
+  bundle({ entryPoints: ['src/worker/preload.ts'], outfile: 'dist/preload.cjs', format: 'cjs' }),
+  bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.mjs', format: 'esm' }),
+  bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.cjs', format: 'cjs' }),
+  bundle({ entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.mjs`, format: 'esm' }),
+  bundle({ entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.cjs`, format: 'cjs' }),
+  bundle({ entryPoints: ['src/config.ts'], outfile: 'dist/.config.mjs', format: 'esm', banner: { js: require } }),
 ])
 chmodSync('dist/cli.mjs', 0o755)
 
 const { configJsonSchema } = await import(pathToFileURL(join(root, 'dist/.config.mjs')).href)
-writeFileSync('dist/config.schema.json', `${JSON.stringify(configJsonSchema(), null, 2)}\n`)
+put('dist/config.schema.json', `${JSON.stringify(configJsonSchema(), null, 2)}\n`)
 rmSync('dist/.config.mjs')
 
 // Declarations for both module formats: TypeScript tells them apart by the file's ending, also in their imports.
 const tsc = join(dirname(createRequire(import.meta.url).resolve('typescript/package.json')), 'bin/tsc')
-function declare(project, types, dist) {
-  rmSync(types, { recursive: true, force: true })
-  execFileSync(process.execPath, [tsc, '-p', project], { stdio: 'inherit' })
+function declare(project, dist) {
+  const types = join(dist, `types.${process.pid}`)
+  execFileSync(process.execPath, [tsc, '-p', project, '--outDir', types], { stdio: 'inherit' })
   for (const name of readdirSync(types)) {
     const text = readFileSync(join(types, name), 'utf8')
     for (const format of ['m', 'c']) {
       const to = join(dist, name.replace(/\.d\.ts$/, `.d.${format}ts`))
-      writeFileSync(to, text.replace(/(from '\.\/[^']+)\.ts'/g, `$1.${format}js'`))
+      put(to, text.replace(/(from '\.\/[^']+)\.ts'/g, `$1.${format}js'`))
     }
   }
   rmSync(types, { recursive: true })
 }
-declare('scripts/tsconfig.types.json', 'dist/types', 'dist')
-declare('scripts/tsconfig.types-passing.json', `${passing}/dist/types`, `${passing}/dist`)
+declare('scripts/tsconfig.types.json', 'dist')
+declare('scripts/tsconfig.types-passing.json', `${passing}/dist`)

@@ -780,7 +780,8 @@ const LOCAL_ERRORS: ReadonlySet<string> = new Set([
   'EACCES',
 ])
 
-function connectFailure(code: string): FailureClass {
+/** The class of a failed connect, by its error code (connect(2)). */
+export function connectFailure(code: string): FailureClass {
   if (LOCAL_ERRORS.has(code)) return 'local'
   if (code === 'ETIMEDOUT') return 'connectTimeout'
   if (code === 'ECONNREFUSED' || code === 'ENOENT' || code === 'EAGAIN') return 'refused'

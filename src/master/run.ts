@@ -85,9 +85,10 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   } catch (error) {
     return complain(1, [error instanceof Error ? error.message : String(error)])
   } finally {
-    await control?.close()
+    // Before the control socket, which takes its own empty directory away.
     if (runtime) rmSync(runtime, { recursive: true, force: true })
-    if (config.pidFile !== null) removePidFile(config.pidFile)
+    await control?.close()
+    removePid(config, log)
     await notifier.flush()
     notifier.close()
   }
@@ -104,6 +105,15 @@ function writePid({ pidFile }: Config, log: Log): void {
   if (pidFile === null) return
   try {
     writePidFile(pidFile)
+  } catch (error) {
+    log.error({}, error instanceof Error ? error.message : String(error))
+  }
+}
+
+function removePid({ pidFile }: Config, log: Log): void {
+  if (pidFile === null) return
+  try {
+    removePidFile(pidFile)
   } catch (error) {
     log.error({}, error instanceof Error ? error.message : String(error))
   }
@@ -165,7 +175,12 @@ function makeRuntimeDirectory(control: string, name: string): string {
   const directory = join(parent, `${prefix}${process.pid}`)
   rmSync(directory, { recursive: true, force: true })
   mkdirSync(directory, { mode: 0o755 })
-  copyFileSync(guestFile(), join(directory, 'preload.cjs'))
+  try {
+    copyFileSync(guestFile(), join(directory, 'preload.cjs'))
+  } catch (error) {
+    rmSync(directory, { recursive: true, force: true })
+    throw error
+  }
   return directory
 }
 

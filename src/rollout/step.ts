@@ -315,13 +315,29 @@ function policyOf(draft: Draft, worker: Worker): Policy {
   return generation.policy
 }
 
-/** What a slot listens on, once its worker is ready, is what a worker that refills it must listen on. */
+/**
+ * What a slot of the current generation listens on is what a worker that refills it must listen on, and so must a
+ * candidate that is on its way already: an app that opens its second port during a reload would lose it.
+ */
 function learnWants(draft: Draft, id: WorkerId): void {
   const worker = draft.worker(id)
   const slot = worker && draft.generation(worker.generation)?.slots[worker.slot]
-  if (!worker || !slot) return
+  if (!worker || !slot || roleOf(draft.top, worker.generation) !== 'current') return
   const wants = new Set([...(slot.wants ?? []), ...worker.claims.keys()])
   draft.setSlot(worker.generation, worker.slot, { wants })
+  for (const key of worker.claims.keys()) wantOfCandidate(draft, worker.slot, key)
+}
+
+function wantOfCandidate(draft: Draft, index: SlotIndex, key: ListenerKey): void {
+  const { top } = draft
+  const candidate = draft.generation(candidateOf(top) ?? -1)
+  if (!candidate || top.k !== 'rolling-out' || top.rollout.drop.has(key)) return
+  const isThere = index < candidate.slots.length
+  const slot = candidate.slots.at(isThere ? index : -1)
+  const asked = isThere ? [slot] : candidate.slots
+  if (!slot || asked.some((one) => one?.wants?.has(key))) return
+  const wants = new Set([...(slot.wants ?? []), key])
+  draft.setSlot(candidate.id, candidate.slots.indexOf(slot), { wants })
 }
 
 function noteClaim(draft: Draft, worker: Worker, key: ListenerKey): void {
@@ -522,18 +538,11 @@ function expireWorker(draft: Draft, worker: Worker): void {
   switch (phase.k) {
     case 'booting':
       if (draft.due(phase.by)) return fail(draft, worker, notReady(draft, worker))
+      if (expireGrant(draft, worker)) return
       if (phase.settle === null || phase.settle === 'settled' || !draft.due(phase.settle)) return
       return draft.setWorker({ ...worker, phase: { ...phase, settle: 'settled' } })
     case 'ready':
-      for (const [key, grant] of worker.claims) {
-        if (grant.k === 'opening' && draft.due(grant.by)) {
-          return fail(
-            draft,
-            worker,
-            `did not accept on ${key} within ${seconds(policyOf(draft, worker).grantTimeoutMs)}`,
-          )
-        }
-      }
+      expireGrant(draft, worker)
       return
     case 'draining':
       if (!draft.due(phase.by)) return
@@ -556,6 +565,17 @@ function expireWorker(draft: Draft, worker: Worker): void {
     case 'killed':
       return
   }
+}
+
+function expireGrant(draft: Draft, worker: Worker): boolean {
+  const late = [...worker.claims].find(([, grant]) => grant.k === 'opening' && draft.due(grant.by))
+  if (!late) return false
+  fail(
+    draft,
+    worker,
+    `did not accept on ${late[0]} within ${seconds(policyOf(draft, worker).grantTimeoutMs)}`,
+  )
+  return true
 }
 
 const seconds = (ms: Ms): string => `${ms / 1000} s`
@@ -621,7 +641,7 @@ function concludeRollout(draft: Draft, top: Extract<Top, { k: 'rolling-out' }>):
   const { rollout } = top
   const candidate = candidateOf(top)
   const generation = candidate === null ? undefined : draft.generation(candidate)
-  if (!generation) return
+  if (!generation || loseReadiness(draft, generation)) return
   if (rollout.doing.k === 'bringing-up') {
     // Whole candidate ready, then all grants: no client meets half of a release.
     if (!slotWorkers(draft, generation).every((worker) => worker?.phase.k === 'ready')) return
@@ -630,6 +650,23 @@ function concludeRollout(draft: Draft, top: Extract<Top, { k: 'rolling-out' }>):
   } else if (rollout.doing.k === 'shifting' && allServe(draft, generation)) {
     endRollout(draft, 'promoted', [])
   }
+}
+
+/**
+ * Until it is promoted, a worker that has closed a listener which is wanted, or of which more is wanted now, boots
+ * again: it has the start timeout once more to listen on everything (some apps try a port and open it again).
+ */
+function loseReadiness(draft: Draft, candidate: Generation): boolean {
+  const { startTimeoutMs } = candidate.policy
+  const unready = candidate.slots.flatMap((slot): Worker[] => {
+    const worker = draft.worker(holder(slot) ?? -1)
+    return worker?.phase.k === 'ready' && missing(slot, worker).length > 0 ? [worker] : []
+  })
+  for (const worker of unready) {
+    const phase: WorkerPhase = { k: 'booting', by: draft.in(startTimeoutMs), settle: null, stillborn: 0 }
+    draft.setWorker({ ...worker, phase })
+  }
+  return unready.length > 0
 }
 
 function beginRollout(draft: Draft, current: GenerationId, waiting: readonly Waiting[]): void {
@@ -668,6 +705,7 @@ function endRollout(draft: Draft, outcome: Outcome, reasons: readonly string[]):
   // What only a failed candidate listened on was bound for it alone; `releaseDropped` spares what is wanted.
   draft.setDropping([...draft.dropping, ...(promoted ? rollout.drop : rollout.claimed)])
   draft.top = { k: 'steady', current }
+  if (promoted) for (const worker of workersOf(draft.workers, current)) learnWants(draft, worker.id)
   draft.order({ c: 'announce', what: { a: 'rollout-ended', verdict: ending } })
   answer(draft, rollout.asks, ending)
   for (const worker of workersOf(draft.workers, (promoted ? top.current : candidate) ?? -1)) {

@@ -308,8 +308,12 @@ function laws(plan: Plan): Record<string, Law> {
       }
     },
 
-    'no listener stays bound for a candidate that was rolled back'({ world, after, commands }) {
+    'no listener stays bound for a candidate that was rolled back'(seen) {
+      const { world, before, after, commands } = seen
       const { top } = after
+      if (ended(seen)?.verdict.outcome === 'promoted' && before.top.k === 'rolling-out') {
+        for (const key of before.top.rollout.claimed) wasCurrent.add(key)
+      }
       for (const worker of after.workers.values()) {
         if (worker.generation !== currentOf(top)) continue
         for (const key of worker.claims.keys()) wasCurrent.add(key)
