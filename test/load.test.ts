@@ -17,12 +17,13 @@ import {
 } from '../scripts/bench/load.ts'
 import { expectNoneFailed, loadUnder, untilServed } from './helpers/load.ts'
 import { processesWithToken } from './helpers/processes.ts'
+import type { TestLike } from './helpers/scope.ts'
 import { start } from './helpers/spawn.ts'
 import { freePort, shortTmp } from './helpers/tmp.ts'
 import { fixture } from './helpers/usr2.ts'
 import { deadline, until } from './helpers/wait.ts'
 
-type T = typeof t
+type T = TestLike
 type Answer = (socket: Socket, request: number, connection: number) => void
 
 const ok = (body = 'ok', headers = '') =>
@@ -119,7 +120,7 @@ t.test('connectTimeout and hang: a server that is stopped, with a full queue', a
   // Linux takes backlog + 1 connections, and drops what more would connect.
   const result = await drive(t, port, [{ mode: 'new', connections: 5 }], { timeoutMs: 600, maxRequests: 5 })
   t.same(result.failures, { hang: 2, connectTimeout: 3 })
-  t.match(result.details.find((detail) => detail.failure === 'hang')?.text, /^no byte for \d+ ms$/)
+  t.match(result.details.find((detail) => detail.failure === 'hang')?.text, /^no byte for \d+ ms/)
 })
 
 t.test('connect errors that loopback does not produce', async (t) => {
@@ -263,7 +264,7 @@ t.test('hang: no end within the time', async (t) => {
   const silent = await serve(t, () => {})
   const result = await drive(t, silent, 'hot', { ...once, timeoutMs: 200 })
   t.same(result.failures, { hang: 1 })
-  t.match(detailOf(result), /^no byte for 2\d\d ms$/)
+  t.match(detailOf(result), /^no byte for [23]\d\d ms/)
   const stuck = await serve(t, (socket) => socket.write('HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345'))
   const other = await drive(t, stuck, 'hot', { ...once, timeoutMs: 200 })
   t.same(other.failures, { hang: 1 })

@@ -489,7 +489,8 @@ class Lane {
 
   /** Spread over the time to think: lanes in step would all be idle at the same moments. */
   start(): void {
-    this.#after(Math.random() * this.plan.thinkMs[1], () => this.#next())
+    const spreadMs = this.plan.mode === 'preconnect' ? 0 : this.plan.thinkMs[1]
+    this.#after(Math.random() * spreadMs, () => this.#next())
   }
 
   /** The connection stands: the request that it was made for is due (a browser's preconnect takes its time). */

@@ -4,7 +4,6 @@
  */
 import { createHash } from 'node:crypto'
 import { closeSync, existsSync, openSync, readFileSync, readSync, realpathSync, statSync } from 'node:fs'
-import { createRequire } from 'node:module'
 import { basename, dirname, extname, join } from 'node:path'
 import { readEnvFile } from '../config.ts'
 import type { Config } from '../config.ts'
@@ -162,18 +161,32 @@ function realEntry(config: Config): string {
   return real
 }
 
-/** As `node <entry>` finds it: the file itself, with an extension added, or the main file of a directory. */
+/**
+ * As `node <entry>` finds it: the file itself, with an extension added, or the main file of a directory. Not by
+ * Node's own resolver: it remembers real paths for the life of the process, so that a `current` link which moved
+ * would lead to the old release for ever.
+ */
 function resolveEntry(config: Config): string {
   const given = config.entry
-  try {
-    return createRequire(join(config.cwd, 'usr2')).resolve(given)
-  } catch {
-    const name = basename(given)
-    if (!existsSync(given) && LAUNCHERS.has(name)) throw new Error(launches(name, name, config))
-    const real = follow(given, 'the entry')
-    if (statSync(real).isDirectory()) throw new Error(`The entry ${given} is a directory without a main file.`)
-    return real
-  }
+  const found = fileAt(given) ?? mainOf(given)
+  if (found !== undefined) return found
+  const name = basename(given)
+  if (!existsSync(given) && LAUNCHERS.has(name)) throw new Error(launches(name, name, config))
+  follow(given, 'the entry')
+  throw new Error(`The entry ${given} is a directory without a main file.`)
+}
+
+function fileAt(path: string): string | undefined {
+  return ['', '.js', '.mjs', '.cjs']
+    .map((extension) => path + extension)
+    .filter((candidate) => statSync(candidate, { throwIfNoEntry: false })?.isFile())
+    .map((candidate) => realpathSync.native(candidate))[0]
+}
+
+function mainOf(directory: string): string | undefined {
+  const main = packageIn(directory)?.main
+  const inMain = main === undefined ? undefined : (fileAt(join(directory, main)) ?? fileAt(join(directory, main, 'index')))
+  return inMain ?? fileAt(join(directory, 'index'))
 }
 
 /** The refusal of a launcher, with the file that it leads to where that can be seen. */
@@ -204,6 +217,7 @@ interface Manifest {
   readonly path: string
   readonly name: string | undefined
   readonly version: string | undefined
+  readonly main: string | undefined
   readonly start: string | undefined
 }
 
@@ -222,10 +236,11 @@ function packageIn(directory: string): Manifest | undefined {
   try {
     const json: unknown = JSON.parse(readFileSync(path, 'utf8'))
     if (typeof json !== 'object' || json === null) return undefined
-    const { name, version, scripts } = json as { name?: unknown; version?: unknown; scripts?: { start?: unknown } }
+    const { name, version, main, scripts } = json as Record<'name' | 'version' | 'main' | 'scripts', unknown>
     // A bare {"type": "module"} marks a folder, not a package.
-    if (name === undefined && version === undefined) return undefined
-    return { path, name: text(name), version: text(version), start: text(scripts?.start) }
+    if (name === undefined && version === undefined && main === undefined) return undefined
+    const start = (scripts as { start?: unknown } | undefined)?.start
+    return { path, name: text(name), version: text(version), main: text(main), start: text(start) }
   } catch {
     return undefined
   }

@@ -58,6 +58,25 @@ export function accepts(worker: Worker, key: ListenerKey): boolean {
   return worker.claims.get(key)?.k === 'open'
 }
 
+/**
+ * Whether a worker can be told to leave and every listener that the current generation wants still has a worker of
+ * that generation accepting on it. Scenario: a rollout fails while its first worker accepts already and the current
+ * generation has just crashed; the candidate's worker stays until the vacancy is filled.
+ */
+export function isSpare(current: Generation | undefined, workers: Workers, worker: Worker): boolean {
+  const others =
+    current === undefined ? [] : workersOf(workers, current.id).filter(({ id }) => id !== worker.id)
+  const isWanted = (key: ListenerKey): boolean => current?.slots.some(({ wants }) => wants?.has(key)) ?? false
+  return [...worker.claims.keys()].every(
+    (key) => !accepts(worker, key) || !isWanted(key) || others.some((other) => accepts(other, key)),
+  )
+}
+
+/** Whether the worker can take the place of any other in this slot. */
+export function fills(slot: Slot, worker: Worker | undefined): boolean {
+  return worker !== undefined && serves(worker) && missing(slot, worker).length === 0
+}
+
 export function everOpened(worker: Worker): boolean {
   return [...worker.claims.values()].some((grant) => grant.k !== 'held')
 }

@@ -15,7 +15,7 @@ export function backoffMs(deaths: number): Ms {
   return Math.min(BACKOFF_FIRST_MS * 2 ** Math.max(0, deaths - 1), BACKOFF_LAST_MS)
 }
 
-/** True when every slot has failed too often and none of them serves: nothing is left to protect. */
-export function hopeless(slots: readonly Slot[], policy: Policy, serves: (slot: Slot) => boolean): boolean {
-  return slots.every((slot) => slot.deaths > policy.maxRestarts && !serves(slot))
+/** True when every slot has failed too often. While any worker serves there is something left to protect. */
+export function hopeless(slots: readonly Slot[], policy: Policy): boolean {
+  return slots.every((slot) => slot.deaths > policy.maxRestarts)
 }

@@ -81,7 +81,8 @@ export interface Worker {
 
 export type SlotState =
   | { readonly k: 'filled'; readonly by: WorkerId }
-  | { readonly k: 'vacant'; readonly retry: Timer }
+  /** `stillborn`: processes for this place so far that a stray signal killed before their first line. */
+  | { readonly k: 'vacant'; readonly retry: Timer; readonly stillborn: number }
   /** Its worker was told to go by a signal; when no stop follows until `when`, a replacement is started. */
   | { readonly k: 'leaving'; readonly by: WorkerId; readonly when: Timer }
   | { readonly k: 'replacing'; readonly by: WorkerId; readonly with: WorkerId }

@@ -16,8 +16,10 @@ import {
   candidateOf,
   currentOf,
   everOpened,
+  fills,
   gateIsOpen,
   holder,
+  isSpare,
   meetsReadiness,
   missing,
   roleOf,
@@ -167,14 +169,14 @@ class Draft {
   addGeneration(policy: Policy, wants: readonly ReadonlySet<ListenerKey>[] = []): GenerationId {
     const id = this.current.nextGeneration++
     const slots = Array.from({ length: policy.slots }, (_, index) => ({
-      state: { k: 'vacant', retry: this.in(0) } as SlotState,
+      state: { k: 'vacant', retry: this.in(0), stillborn: 0 } as SlotState,
       deaths: 0,
       wants: wants[index] ?? null,
     }))
     this.setGeneration({ id, policy, slots })
     return id
   }
-  spawn(generation: Generation, slot: SlotIndex, stillborn = 0): WorkerId {
+  spawn(generation: Generation, slot: SlotIndex, stillborn: number): WorkerId {
     const id = this.current.nextWorker++
     this.setWorker({
       id,
@@ -251,7 +253,8 @@ function absorbWorkerFact(
       if (worker.claims.has(event.key)) return
       draft.setClaim(worker, event.key, { k: 'held' })
       // It crossed our order to leave on its way: bound for nobody, unless the current generation listens there too.
-      if (!isUp) return draft.setDropping([...draft.dropping, event.key])
+      if (!isUp || roleOf(draft.top, worker.generation) === 'old')
+        return draft.setDropping([...draft.dropping, event.key])
       noteClaim(draft, worker, event.key)
       if (worker.phase.k === 'ready') learnWants(draft, worker.id)
       return
@@ -272,7 +275,9 @@ function absorbWorkerFact(
       if (worker.claims.get(event.key)?.k === 'opening') draft.setClaim(worker, event.key, { k: 'open' })
       return
     case 'open-failed':
-      if (isUp) fail(draft, worker, `could not accept on ${event.key}: ${event.reason}`)
+      // Else the app has closed that server meanwhile.
+      if (!isUp || worker.claims.get(event.key)?.k !== 'opening') return
+      fail(draft, worker, `could not accept on ${event.key}: ${event.reason}`)
       return
     case 'withdrawn':
       if (!isUp) draft.setClaim(worker, event.key, null)
@@ -393,13 +398,14 @@ function absorbPinned(draft: Draft, reload: string, policy: Policy): void {
   const current = draft.generation(top.current)
   if (!current) return
   // The candidate replaces every worker: one that is being replaced by itself waits for it, so that there are
-  // never more than twice the slots.
+  // never more than twice the slots. (A replacement that alone accepts on something already stays.)
   for (const [index, slot] of current.slots.entries()) {
     if (slot.state.k !== 'replacing') continue
     const replacement = draft.worker(slot.state.with)
+    if (!replacement || !isSpare(current, draft.workers, replacement)) continue
     const when = draft.in(LEAVING_GRACE_MS)
     draft.setSlot(current.id, index, { state: { k: 'leaving', by: slot.state.by, when } })
-    if (replacement) leave(draft, replacement, 'replaced')
+    leave(draft, replacement, 'replaced')
   }
   const candidate = draft.addGeneration(
     policy,
@@ -461,8 +467,10 @@ function absorbExit(draft: Draft, worker: Worker, reason: string, stillborn: boo
     worker.phase.stillborn < MAX_STILLBORN &&
     roleOf(draft.top, generation.id) !== 'old'
   ) {
-    const by = draft.spawn(generation, worker.slot, worker.phase.stillborn + 1)
-    return draft.setSlot(generation.id, worker.slot, { state: { k: 'filled', by } })
+    const stillborn = worker.phase.stillborn + 1
+    return draft.setSlot(generation.id, worker.slot, {
+      state: { k: 'vacant', retry: draft.in(0), stillborn },
+    })
   }
   bereave(draft, worker, reason)
 }
@@ -499,7 +507,10 @@ function vacate(draft: Draft, worker: Worker, reason: string): void {
   const readyForMs = worker.phase.k === 'ready' ? draft.at - worker.phase.since : null
   const deaths = countDeath(slot.deaths, readyForMs, generation.policy)
   const delayMs = backoffMs(deaths)
-  draft.setSlot(generation.id, worker.slot, { deaths, state: { k: 'vacant', retry: draft.in(delayMs) } })
+  draft.setSlot(generation.id, worker.slot, {
+    deaths,
+    state: { k: 'vacant', retry: draft.in(delayMs), stillborn: 0 },
+  })
   const what = {
     a: 'vacancy',
     generation: generation.id,
@@ -510,9 +521,9 @@ function vacate(draft: Draft, worker: Worker, reason: string): void {
   } as const
   draft.order({ c: 'announce', what })
   const after = draft.generation(generation.id)
-  const stillServes = (other: Slot): boolean => serves(draft.worker(holder(other) ?? -1))
+  const someServe = [...draft.workers.values()].some(serves)
   // While a rollout runs its candidate may be the cure.
-  if (draft.top.k === 'steady' && after && hopeless(after.slots, generation.policy, stillServes)) {
+  if (draft.top.k === 'steady' && after && !someServe && hopeless(after.slots, generation.policy)) {
     stop(draft, 1, [`every worker died more than ${generation.policy.maxRestarts} times in a row`, reason])
   }
 }
@@ -709,7 +720,7 @@ function endRollout(draft: Draft, outcome: Outcome, reasons: readonly string[]):
   draft.order({ c: 'announce', what: { a: 'rollout-ended', verdict: ending } })
   answer(draft, rollout.asks, ending)
   for (const worker of workersOf(draft.workers, (promoted ? top.current : candidate) ?? -1)) {
-    leave(draft, worker, promoted ? 'replaced' : 'rolled-back')
+    leaveIfSpare(draft, worker, promoted ? 'replaced' : 'rolled-back')
   }
   if (top.next.length > 0) beginRollout(draft, current, top.next)
 }
@@ -743,7 +754,8 @@ function reconcile(draft: Draft): void {
         // It has no slots any more, and so no timers of theirs.
         if (generation.slots.length > 0) draft.setGeneration({ ...generation, slots: [] })
         for (const worker of workersOf(draft.workers, generation.id)) {
-          leave(draft, worker, draft.top.k === 'stopping' ? 'stop' : 'replaced')
+          if (draft.top.k === 'stopping') leave(draft, worker, 'stop')
+          else leaveIfSpare(draft, worker, 'replaced')
         }
         if (workersOf(draft.workers, generation.id).length === 0) endGeneration(draft, generation.id)
     }
@@ -765,7 +777,9 @@ function reconcileSlot(draft: Draft, id: GenerationId, index: SlotIndex): void {
   switch (slot.state.k) {
     case 'vacant':
       if (!draft.due(slot.state.retry)) return
-      return draft.setSlot(id, index, { state: { k: 'filled', by: draft.spawn(generation, index) } })
+      return draft.setSlot(id, index, {
+        state: { k: 'filled', by: draft.spawn(generation, index, slot.state.stillborn) },
+      })
     case 'leaving': {
       if (!draft.due(slot.state.when)) return
       if (draft.top.k !== 'steady') {
@@ -774,11 +788,11 @@ function reconcileSlot(draft: Draft, id: GenerationId, index: SlotIndex): void {
         return draft.setSlot(id, index, { state: { ...slot.state, when } })
       }
       // New first: the worker that was told to go serves until its replacement does.
-      const replacement = draft.spawn(generation, index)
+      const replacement = draft.spawn(generation, index, 0)
       return draft.setSlot(id, index, { state: { k: 'replacing', by: slot.state.by, with: replacement } })
     }
     case 'replacing': {
-      if (!serves(draft.worker(slot.state.with))) return
+      if (!fills(slot, draft.worker(slot.state.with))) return
       const old = draft.worker(slot.state.by)
       draft.setSlot(id, index, { state: { k: 'filled', by: slot.state.with } })
       if (old) leave(draft, old, 'signal')
@@ -799,6 +813,11 @@ function openGate(draft: Draft, worker: Worker): void {
     draft.setClaim(latest, key, { k: 'opening', by })
     draft.order({ c: 'open', worker: worker.id, key })
   }
+}
+
+function leaveIfSpare(draft: Draft, worker: Worker, why: Leave): void {
+  const current = draft.generation(currentOf(draft.top) ?? -1)
+  if (isSpare(current, draft.workers, worker)) leave(draft, worker, why)
 }
 
 /** Tells a worker to drain and go, once. One that never accepted has nothing to drain: only its shutdown is left. */
