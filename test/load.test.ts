@@ -517,7 +517,7 @@ t.test('a client process that dies is no result, and one whose starter is gone e
       '-e',
       `const { startLoad } = await import(${JSON.stringify(startModule)})
        const { pid } = await startLoad({ target: { port: ${server} }, traffic: [{ mode: 'keepalive', connections: 1 }] },
-         { env: { USR2_TEST_TOKEN: process.env.USR2_TEST_TOKEN } })
+         { env: { TEST_TOKEN: process.env.TEST_TOKEN } })
        console.log(pid)`,
     ],
   })

@@ -169,7 +169,9 @@ function firstFrame({ name, message, stack }: Failure): string {
   const frame = lines.find((line) => /^\s+at /.test(line) && !/\(?node:/.test(line))?.trim().replace(/^at /, '')
   // A syntax error has its place in front of its stack: file:line, the source, a caret.
   const place = frame ?? (/^\/\S+:\d+$|^file:\S+:\d+$/.test(lines[0] ?? '') ? lines[0] : undefined)
-  const head = message.startsWith(name) ? message : `${name}: ${message}`
+  // One line: verdicts are printed in tables, logs and `systemctl status`.
+  const text = message.replace(/\s*\n\s*/g, ' ')
+  const head = text.startsWith(name) ? text : `${name}: ${text}`
   return place === undefined ? head : `${head} (at ${place})`
 }
 

@@ -59,16 +59,16 @@ export function accepts(worker: Worker, key: ListenerKey): boolean {
 }
 
 /**
- * Whether a worker can be told to leave and every listener that the current generation wants still has a worker of
- * that generation accepting on it. Scenario: a rollout fails while its first worker accepts already and the current
+ * Whether a worker can be told to leave and every listener of the current generation still has a worker of that
+ * generation accepting on it. Scenario: a rollout fails while its first worker accepts already and the current
  * generation has just crashed; the candidate's worker stays until the vacancy is filled.
  */
 export function isSpare(current: Generation | undefined, workers: Workers, worker: Worker): boolean {
-  const others =
-    current === undefined ? [] : workersOf(workers, current.id).filter(({ id }) => id !== worker.id)
-  const isWanted = (key: ListenerKey): boolean => current?.slots.some(({ wants }) => wants?.has(key)) ?? false
+  if (current === undefined) return true
+  const kept = new Set(current.slots.flatMap((slot) => listensOn(slot, workers)))
+  const others = workersOf(workers, current.id).filter(({ id }) => id !== worker.id)
   return [...worker.claims.keys()].every(
-    (key) => !accepts(worker, key) || !isWanted(key) || others.some((other) => accepts(other, key)),
+    (key) => !accepts(worker, key) || !kept.has(key) || others.some((other) => accepts(other, key)),
   )
 }
 
@@ -81,9 +81,14 @@ export function everOpened(worker: Worker): boolean {
   return [...worker.claims.values()].some((grant) => grant.k !== 'held')
 }
 
+/** What a slot listens on, or did before its worker died. (An app may have closed a listener for good.) */
+export function listensOn(slot: Slot, workers: Workers): ListenerKey[] {
+  const worker = workers.get(holder(slot) ?? -1)
+  return [...(worker?.phase.k === 'ready' ? worker.claims.keys() : (slot.wants ?? []))]
+}
+
 /**
- * What each slot of a new generation must listen on: what the same slot of the current one listens on now, or did
- * before its worker died. A slot that did not exist before must listen on what all present slots have in common
+ * What each slot of a new generation must listen on: what the same slot of the current one listens on. A slot that did not exist before must listen on what all present slots have in common
  * (slot 0 may have an admin port). What only a slot listens on that is no more is wanted of the last one: 3 slots,
  * an admin port in slot 2, a reload to 1 slot would otherwise be promoted with nobody at that port.
  */
@@ -93,11 +98,7 @@ export function wantsOf(
   slots: number,
   drop: ReadonlySet<ListenerKey>,
 ): ReadonlySet<ListenerKey>[] {
-  const known = current.slots.map((slot): ListenerKey[] => {
-    const worker = workers.get(holder(slot) ?? -1)
-    const keys = [...(worker?.phase.k === 'ready' ? worker.claims.keys() : (slot.wants ?? []))]
-    return keys.filter((key) => !drop.has(key))
-  })
+  const known = current.slots.map((slot) => listensOn(slot, workers).filter((key) => !drop.has(key)))
   const inCommon = (known[0] ?? []).filter((key) => known.every((keys) => keys.includes(key)))
   const wants = Array.from({ length: slots }, (_, index) => new Set(known[index] ?? inCommon))
   for (const key of known.slice(slots).flat())

@@ -9,9 +9,9 @@ import { killToken } from './processes.ts'
 
 /**
  * The variable by which a process, and all that it starts, belongs to a test: `TEST.3` for the third process of a test,
- * so that what one of them leaves is told from its neighbours.
+ * so that what one of them leaves is told from its neighbours. Not named USR2_…: those do not reach a worker.
  */
-export const TOKEN_VARIABLE = 'USR2_TEST_TOKEN'
+export const TOKEN_VARIABLE = 'TEST_TOKEN'
 
 /** What helpers need of a `t`; tap's own top level `t` is one, too. */
 export type TestLike = Pick<Test, 'teardown' | 'passing' | 'fail' | 'equal' | 'same'>
