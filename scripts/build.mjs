@@ -36,6 +36,7 @@ async function bundle(options) {
 // Dependencies are bundled: the master loads nothing from disk after its start, so that an `npm ci` under a running
 // master cannot mix versions. Some of them are CommonJS and need a `require`.
 const require = `import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);`
+const jsonSchemaMaker = `dist/.jsonschema.${process.pid}.mjs`
 await Promise.all([
   bundle({
     entryPoints: ['src/cli.ts'],
@@ -49,13 +50,13 @@ await Promise.all([
   bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.cjs', format: 'cjs' }),
   bundle({ entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.mjs`, format: 'esm' }),
   bundle({ entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.cjs`, format: 'cjs' }),
-  bundle({ entryPoints: ['src/config.ts'], outfile: 'dist/.config.mjs', format: 'esm', banner: { js: require } }),
+  bundle({ entryPoints: ['src/config-jsonschema.ts'], outfile: jsonSchemaMaker, format: 'esm', banner: { js: require } }),
 ])
 chmodSync('dist/cli.mjs', 0o755)
 
-const { configJsonSchema } = await import(pathToFileURL(join(root, 'dist/.config.mjs')).href)
+const { configJsonSchema } = await import(pathToFileURL(join(root, jsonSchemaMaker)).href)
 put('dist/config.schema.json', `${JSON.stringify(configJsonSchema(), null, 2)}\n`)
-rmSync('dist/.config.mjs')
+rmSync(jsonSchemaMaker)
 
 // Declarations for both module formats: TypeScript tells them apart by the file's ending, also in their imports.
 const tsc = join(dirname(createRequire(import.meta.url).resolve('typescript/package.json')), 'bin/tsc')

@@ -1,9 +1,13 @@
 /**
- * The one schema of the configuration, and what is generated from it: names of flags and variables, the help text,
- * the JSON Schema for editors. A key is added here and nowhere else (and to `Config`, where it gets its unit).
+ * The one schema of the configuration, and what is generated from it: names of flags and variables, the help text
+ * (and in config-jsonschema.ts the JSON Schema). A key is added here and nowhere else, and to `Config`, where it
+ * gets its unit.
+ *
+ * valibot, because it is in the master for life: it adds 17 kB to the bundle and no more to the memory than it is
+ * used for; zod added 760 kB and 6 MB.
  */
 import { availableParallelism } from 'node:os'
-import * as z from 'zod'
+import * as v from 'valibot'
 import { NAME, NAME_RULE } from './config-paths.ts'
 import { DURATION, MAX_TIME_MS, parseDuration } from './config-values.ts'
 
@@ -19,49 +23,58 @@ interface Doc {
   /** What holds when it is not given, where that is no constant. */
   readonly otherwise?: string | undefined
 }
-const docs = z.registry<Doc>()
+const docs = new WeakMap<v.GenericSchema, Doc>()
+function documented<Schema extends v.GenericSchema>(schema: Schema, doc: Doc): Schema {
+  docs.set(schema, doc)
+  return schema
+}
 
 const MAX_WORKERS = 1024 // far above any machine; stops `--workers 30000` from being a fork bomb
 const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 
 // No NUL bytes anywhere: spawn(2) would throw on them much later. One schema object per key: docs hang on it.
-const text = () => z.string().regex(/^[^\u0000]*[^\s\u0000][^\u0000]*$/)
-const list = () => z.array(z.string().regex(/^[^\u0000]*$/)).prefault([])
+const text = () => v.pipe(v.string(), v.regex(/^[^\u0000]*[^\s\u0000][^\u0000]*$/))
+const list = () => v.optional(v.array(v.pipe(v.string(), v.regex(/^[^\u0000]*$/))), [])
+const whole = (min: number, max = Number.MAX_SAFE_INTEGER) =>
+  v.pipe(v.number(), v.integer(), v.minValue(min), v.maxValue(max))
 const number = (text: string) => (/^-?\d+$/.test(text) ? Number(text) : text)
 const words = (text: string) => text.split(/\s+/).filter((word) => word !== '')
 
 const path = (value: string, means: string, right = 'the path of a file', otherwise?: string) =>
-  text().optional().register(docs, { means, right, value, otherwise })
+  documented(v.optional(text()), { means, right, value, otherwise })
 
 const time = (standard: string, means: string, minMs = 0) => {
   const right = `a time such as 500ms, 30s, 5m or 1h, ${minMs > 0 ? 'more than 0, ' : ''}at most 596h`
-  return z
-    .union([z.string().regex(DURATION), z.int().min(minMs).max(MAX_TIME_MS)])
-    .transform((given) => (typeof given === 'number' ? given : (parseDuration(given) ?? NaN)))
-    .pipe(z.int().min(minMs).max(MAX_TIME_MS))
-    .prefault(standard)
-    .register(docs, { means, right, value: 'TIME' })
+  const given = v.union([v.pipe(v.string(), v.regex(DURATION)), whole(minMs, MAX_TIME_MS)])
+  const toMs = (given: string | number) => (typeof given === 'number' ? given : (parseDuration(given) ?? NaN))
+  const schema = v.optional(v.pipe(given, v.transform(toMs), whole(minMs, MAX_TIME_MS)), standard)
+  return documented(schema, { means, right, value: 'TIME' })
 }
 
 const count = (standard: number, min: number, means: string) => {
   const right = `a whole number of at least ${min}`
-  return z.int().min(min).prefault(standard).register(docs, { means, right, value: 'N', fromText: number })
+  return documented(v.optional(whole(min), standard), { means, right, value: 'N', fromText: number })
 }
 
-export const schema = z.strictObject({
-  entry: text().register(docs, { means: 'the file to run, seen from cwd', right: 'the path of a file' }),
-  args: list().register(docs, { means: 'arguments of the app', right: 'a list of strings', fromText: words }),
-  workers: z
-    .union([z.literal('auto'), z.int().min(1).max(MAX_WORKERS)])
-    .transform((given) => (given === 'auto' ? availableParallelism() : given))
-    .prefault(1)
-    .register(docs, {
+export const schema = v.strictObject({
+  entry: documented(text(), { means: 'the file to run, seen from cwd', right: 'the path of a file' }),
+  args: documented(list(), { means: 'arguments of the app', right: 'a list of strings', fromText: words }),
+  workers: documented(
+    v.optional(
+      v.pipe(
+        v.union([v.literal('auto'), whole(1, MAX_WORKERS)]),
+        v.transform((given) => (given === 'auto' ? availableParallelism() : given)),
+      ),
+      1,
+    ),
+    {
       means: 'worker processes; auto: one per available core',
       right: `a whole number from 1 to ${MAX_WORKERS}, or auto`,
       value: 'N|auto',
       fromText: number,
-    }),
-  name: z.string().regex(NAME).optional().register(docs, {
+    },
+  ),
+  name: documented(v.optional(v.pipe(v.string(), v.regex(NAME))), {
     means: 'the name by which commands find this master',
     right: NAME_RULE,
     value: 'NAME',
@@ -79,14 +92,14 @@ export const schema = z.strictObject({
     'the path of a Node binary, or a command in PATH',
     'the Node that runs usr2',
   ),
-  nodeArgs: list().register(docs, {
+  nodeArgs: documented(list(), {
     means: 'options for that Node, separated by spaces',
     right: 'options of Node (in a file a list of strings)',
     value: '"ARGS"',
     fromText: words,
   }),
   envFile: path('FILE', 'KEY=value lines for the workers, read at each reload'),
-  ready: z.enum(['listen', 'message']).prefault('listen').register(docs, {
+  ready: documented(v.optional(v.picklist(['listen', 'message']), 'listen'), {
     means: 'what makes a worker ready: that it listens, or that it says so',
     right: 'listen or message',
     value: 'WHEN',
@@ -105,19 +118,16 @@ export const schema = z.strictObject({
     'control.sock in /run/usr2/NAME, or as the README says',
   ),
   pidFile: path('FILE', "gets the master's pid once the app is ready"),
-  logLevel: z
-    .enum(LEVELS)
-    .prefault('info')
-    .register(docs, {
-      means: LEVELS.join(', '),
-      right: `one of ${LEVELS.join(', ')}`,
-      value: 'LEVEL',
-    }),
+  logLevel: documented(v.optional(v.picklist(LEVELS), 'info'), {
+    means: LEVELS.join(', '),
+    right: `one of ${LEVELS.join(', ')}`,
+    value: 'LEVEL',
+  }),
 })
 
-export type Key = keyof typeof schema.shape
-export const KEYS = Object.keys(schema.shape) as readonly Key[]
-export const isKey = (name: string): name is Key => Object.hasOwn(schema.shape, name)
+export type Key = keyof typeof schema.entries
+export const KEYS = Object.keys(schema.entries) as readonly Key[]
+export const isKey = (name: string): name is Key => Object.hasOwn(schema.entries, name)
 
 /** `config` says where the file is, so it is the one name that a file cannot have. */
 export type OuterKey = Key | 'config'
@@ -127,7 +137,7 @@ const CONFIG: Doc = {
   value: 'FILE',
 }
 export const docOf = (key: OuterKey): Doc =>
-  (key === 'config' ? CONFIG : docs.get(schema.shape[key])) ?? CONFIG
+  (key === 'config' ? CONFIG : docs.get(schema.entries[key])) ?? CONFIG
 
 export const flagOf = (key: string) => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
 export const variableOf = (key: string) => `USR2_${key.replace(/[A-Z]/g, '_$&').toUpperCase()}`
@@ -139,28 +149,11 @@ export const VARIABLES: ReadonlyMap<string, OuterKey> = new Map(
   outerKeys.map((key) => [variableOf(key), key]),
 )
 
-/** JSON Schema (draft 2020-12) of the config file. */
-export function configJsonSchema(): Record<string, unknown> {
-  const { properties, ...rest } = z.toJSONSchema(schema.partial(), {
-    io: 'input',
-    override: ({ zodSchema, jsonSchema }) => {
-      const doc = docs.get(zodSchema)
-      if (doc !== undefined) jsonSchema.description = doc.means
-    },
-  })
-  return {
-    ...rest,
-    title: 'Configuration of usr2',
-    properties: { $schema: { type: 'string' }, ...properties },
-  }
-}
-
 /** The help text of `usr2 <command>`, which takes the options of `run`. */
 export function usage(command: string): string {
-  const standards = configJsonSchema()['properties'] as Record<string, { default?: unknown }>
   const rows = flagKeys.map((key) => {
     const { value, means, otherwise } = docOf(key)
-    const standard = standards[key]?.default
+    const standard = key === 'config' ? undefined : v.getDefault(schema.entries[key])
     const known = typeof standard === 'string' || typeof standard === 'number' ? standard : otherwise
     return [`${flagOf(key)} ${value}`, known === undefined ? means : `${means} (${known})`] as const
   })

@@ -6,6 +6,7 @@
  * Nothing is remembered between calls: a reload calls again and gets what the files say by then.
  */
 import { basename, dirname, isAbsolute } from 'node:path'
+import { safeParse } from 'valibot'
 import { MAX_UNIX_PATH_BYTES } from './address.ts'
 import * as paths from './config-paths.ts'
 import { FLAGS, KEYS, VARIABLES, docOf, flagOf, isKey, schema, variableOf } from './config-schema.ts'
@@ -13,7 +14,7 @@ import type { Key, OuterKey } from './config-schema.ts'
 import { nearest } from './config-values.ts'
 
 export * from './config-paths.ts'
-export { configJsonSchema, usage } from './config-schema.ts'
+export { usage } from './config-schema.ts'
 export { parseDuration, parseSize } from './config-values.ts'
 
 export interface Config {
@@ -220,8 +221,8 @@ export function loadConfig(input: ConfigInput): ConfigResult {
 
   const givens: Partial<Record<Key, Given>> = { ...file.givens, ...outer }
   const values = Object.entries(givens).map(([key, given]) => [key, given.value] as const)
-  const parsed = schema.safeParse(Object.fromEntries(values))
-  const wrong = new Set(parsed.error?.issues.map((issue) => issue.path[0]))
+  const parsed = safeParse(schema, Object.fromEntries(values))
+  const wrong = new Set(parsed.issues?.map((issue) => issue.path?.[0]?.key))
   for (const key of KEYS.filter((key) => wrong.has(key))) {
     const given = givens[key]
     if (given !== undefined) complaints.push(`${given.where} is ${show(given.raw)}; ${mustBe(key)}`)
@@ -238,12 +239,14 @@ export function loadConfig(input: ConfigInput): ConfigResult {
 
   const cwd = cwdOf(givens, file, here)
   const named =
-    givens.name === undefined ? paths.defaultName(cwd) : { ok: true as const, name: parsed.data?.name ?? '' }
+    givens.name === undefined
+      ? paths.defaultName(cwd)
+      : { ok: true as const, name: parsed.success ? (parsed.output.name ?? '') : '' }
   // A package.json that is broken was read twice, for its "usr2" and for its name: say it once.
   if (!named.ok && !complaints.includes(named.complaint)) complaints.push(named.complaint)
   if (complaints.length > 0 || !parsed.success || !named.ok) return { ok: false, complaints }
 
-  const { startTimeout, drainTimeout, shutdownTimeout, killTimeout, minUptime, ...value } = parsed.data
+  const { startTimeout, drainTimeout, shutdownTimeout, killTimeout, minUptime, ...value } = parsed.output
   const node = value.node?.includes('/') ? pathOf(givens.node) : value.node
   const config: Config = {
     ...value,

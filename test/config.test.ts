@@ -3,6 +3,7 @@ import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
+import { configJsonSchema } from '../src/config-jsonschema.ts'
 import * as c from '../src/config.ts'
 import { nearest, parseJson } from '../src/config-values.ts'
 
@@ -343,7 +344,7 @@ void t.test('where the control socket is', async (t) => {
 })
 
 void t.test('the JSON Schema and the help text know every key', async (t) => {
-  const json = c.configJsonSchema()
+  const json = configJsonSchema()
   t.match(json, { $schema: 'https://json-schema.org/draft/2020-12/schema', additionalProperties: false })
   t.notOk('required' in json, 'the entry may come from the command line')
   const properties = json['properties'] as Record<string, { description?: string; default?: unknown }>

@@ -5,7 +5,7 @@
  * {@link parseRequest}, the client replies only through {@link parseReply}. A request with a key that we do not
  * know is refused rather than half obeyed: a newer client's `drop` must not be lost on an older master.
  */
-import { z } from 'zod'
+import * as v from 'valibot'
 
 import { isListenerKey } from '../address.ts'
 import type { Drained, Progress, ReloadRequest, Status, Verdict, WorkerStatus } from './face.ts'
@@ -137,82 +137,83 @@ function parseReload(given: Readonly<Record<string, unknown>>): Parsed<ControlRe
   return { ok: { cmd: 'reload', drop, wait } }
 }
 
-const count = z.number()
-const nullableText = z.string().nullable()
+const text = v.string()
+// JSON has no NaN, but 1e999 is Infinity.
+const count = v.pipe(v.number(), v.finite())
 
-const progress: z.ZodType<Progress> = z.object({
-  reload: z.string(),
-  generation: z.number().nullable(),
-  text: z.string(),
+const progress: v.GenericSchema<unknown, Progress> = v.object({
+  reload: text,
+  generation: v.nullable(count),
+  text: text,
 })
 
-const verdict: z.ZodType<Verdict> = z.object({
-  outcome: z.enum(['promoted', 'rolled-back', 'refused', 'overtaken']),
-  reload: z.string(),
-  current: z.number().nullable(),
-  reasons: z.array(z.string()),
+const verdict: v.GenericSchema<unknown, Verdict> = v.object({
+  outcome: v.picklist(['promoted', 'rolled-back', 'refused', 'overtaken']),
+  reload: text,
+  current: v.nullable(count),
+  reasons: v.array(text),
   tookMs: count,
-  text: z.string(),
+  text: text,
 })
 
-const drained: z.ZodType<Drained> = z.object({
+const drained: v.GenericSchema<unknown, Drained> = v.object({
   generation: count,
   accepted: count,
   requests: count,
   cut: count,
   tookMs: count,
-  text: z.string(),
+  text: text,
 })
 
-const worker: z.ZodType<WorkerStatus> = z.object({
+const worker: v.GenericSchema<unknown, WorkerStatus> = v.object({
   slot: count,
   generation: count,
-  pid: z.number().nullable(),
-  phase: z.enum(['booting', 'ready', 'draining', 'terminating', 'killed']),
+  pid: v.nullable(count),
+  phase: v.picklist(['booting', 'ready', 'draining', 'terminating', 'killed']),
   uptimeMs: count,
-  open: z.array(z.string()),
+  open: v.array(text),
   connections: count,
   requests: count,
   active: count,
   cut: count,
-  waitsFor: nullableText,
+  waitsFor: v.nullable(text),
 })
 
-const status: z.ZodType<Status> = z.object({
-  name: z.string(),
+const status: v.GenericSchema<unknown, Status> = v.object({
+  name: text,
   pid: count,
-  usr2: z.string(),
-  node: z.string(),
+  usr2: text,
+  node: text,
   uptimeMs: count,
-  state: z.enum(['starting', 'steady', 'rolling-out', 'stopping']),
+  state: v.picklist(['starting', 'steady', 'rolling-out', 'stopping']),
   slots: count,
   ready: count,
-  listeners: z.array(z.object({ key: z.string(), accepting: count })),
-  generations: z.array(
-    z.object({
+  listeners: v.array(v.object({ key: text, accepting: count })),
+  generations: v.array(
+    v.object({
       id: count,
-      role: z.enum(['current', 'candidate', 'old']),
-      version: z.string(),
-      entry: z.string(),
-      cwd: z.string(),
-      node: z.string(),
-      workers: z.array(worker),
+      role: v.picklist(['current', 'candidate', 'old']),
+      version: text,
+      entry: text,
+      cwd: text,
+      node: text,
+      workers: v.array(worker),
     }),
   ),
-  vacancies: z.array(z.object({ slot: count, deaths: count, retryInMs: count })),
-  waitsFor: nullableText,
-  lastVerdict: verdict.nullable(),
+  vacancies: v.array(v.object({ slot: count, deaths: count, retryInMs: count })),
+  waitsFor: v.nullable(text),
+  lastVerdict: v.nullable(verdict),
 })
 
-const reply: z.ZodType<ControlReply> = z.union([
-  z.object({ hello: z.object({ protocol: count, name: z.string(), pid: count, usr2: z.string() }) }),
-  z.object({ status }),
-  z.object({ progress }),
-  z.object({ verdict }),
-  z.object({ drained }),
-  z.object({ stopping: z.literal(true) }),
-  z.object({ stopped: z.literal(true) }),
-  z.object({ error: z.string() }),
+const reply: v.GenericSchema<unknown, ControlReply> = v.union([
+  v.object({ hello: v.object({ protocol: count, name: text, pid: count, usr2: text }) }),
+  v.object({ status }),
+  v.object({ progress }),
+  v.object({ verdict }),
+  v.object({ drained }),
+  v.object({ stopping: v.literal(true) }),
+  v.object({ stopped: v.literal(true) }),
+  v.object({ error: text }),
 ])
 
 /** The reply of a master, or why the line is none. Keys that a newer master adds are left out. */
@@ -223,8 +224,8 @@ export function parseReply(line: string): Parsed<ControlReply> {
   } catch {
     return { error: 'it is not a line of JSON' }
   }
-  const parsed = reply.safeParse(value)
-  if (parsed.success) return { ok: parsed.data }
+  const parsed = v.safeParse(reply, value)
+  if (parsed.success) return { ok: parsed.output }
   return { error: `this usr2 does not know it: ${line.slice(0, 80)}` }
 }
 

@@ -96,7 +96,11 @@ export class Listeners {
         this.proved(worker, key, { code: 'ECANCELED', errno: -125, syscall: 'listen' })
       })
     } catch (error) {
-      if (!(error instanceof BindError)) throw error
+      if (!(error instanceof BindError)) {
+        // A worker's word is not to be trusted: an address that is none must not end the master.
+        const why = error instanceof Error ? error.message : String(error)
+        return refuse({ code: 'EINVAL', errno: -22, syscall: 'listen' }, `could not bind ${key}: ${why}`)
+      }
       const owner = error.code === 'EADDRINUSE' ? ownerOf(address) : null
       const { code, errno } = error
       refuse({ code, errno, syscall: 'listen' }, `could not bind ${key}: ${hintFor(code, owner, error.message)}`)

@@ -5,6 +5,7 @@
 import { spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
 import type { EventEmitter } from 'node:events'
+import { existsSync } from 'node:fs'
 import { CMD, GUEST_ENV, PROTOCOL_VERSION, fromWorker } from '../protocol.ts'
 import type { Counts, Failure, FromWorker, GuestConfig, KnownListener, ToWorker } from '../protocol.ts'
 import type { GenerationId, SlotIndex, WorkerId } from '../rollout/state.ts'
@@ -76,7 +77,10 @@ export class WorkerHandle {
     })
     // Also: the child could not be started at all.
     child.on('error', (error: Error) => {
-      if (this.child.pid === undefined) this.end(`could not be started: ${error.message}`, false)
+      if (this.child.pid !== undefined) return
+      // Node names the program also when it is the directory that is missing.
+      const why = existsSync(pinned.cwd) ? error.message : `its directory ${pinned.cwd} is gone`
+      this.end(`could not be started: ${why}`, false)
     })
     child.on('exit', (status: number | null, signal: NodeJS.Signals | null) => this.onExit(status, signal))
   }

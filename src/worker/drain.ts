@@ -90,11 +90,10 @@ export function prepareDrain({ ledger, http1, servers, withdrawAll, onBegin, onO
       since = performance.now()
       http1.leaveAll()
       withdrawAll()
-      for (const server of servers) if (isHttp1(server)) deferRequests(server)
-      const promisedMs = Math.max(0, ...[...servers].map(keepAliveTimeoutMs))
-      const anyone = held().length > 0
-      const promise = promisedMs > 0 && anyone ? promisedMs + PROMISE_MARGIN_MS : 0
-      const timeoutMs = Math.min(Math.max(times.drainTimeoutMs, promise), Math.max(MAX_DRAIN_MS, times.drainTimeoutMs))
+      const leaving = new Set([...servers, ...held().flatMap(({ server }) => server ?? [])])
+      for (const server of leaving) if (isHttp1(server)) deferRequests(server)
+      const promisedMs = held().length > 0 ? Math.max(0, ...[...leaving].map(promiseMs)) : 0
+      const timeoutMs = Math.max(times.drainTimeoutMs, Math.min(promisedMs, MAX_DRAIN_MS))
       onBegin(timeoutMs)
       // Keeps the process alive, too: with its listeners withdrawn and no connection it would otherwise just end,
       // without the app's own shutdown.
@@ -109,9 +108,9 @@ export function prepareDrain({ ledger, http1, servers, withdrawAll, onBegin, onO
   }
 }
 
-/** What `Keep-Alive: timeout=N` of this server promises. */
-function keepAliveTimeoutMs(server: net.Server): number {
-  return isHttp1(server) ? server.keepAliveTimeout : 0
+/** How long a drain must last to keep what `Keep-Alive: timeout=N` of this server promises. */
+export function promiseMs(server: net.Server): number {
+  return isHttp1(server) && server.keepAliveTimeout > 0 ? server.keepAliveTimeout + PROMISE_MARGIN_MS : 0
 }
 
 /**

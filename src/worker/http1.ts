@@ -14,7 +14,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http'
 import https from 'node:https'
 import net from 'node:net'
 import type { Socket } from 'node:net'
-import { connectionOf, isNewest } from './ledger.ts'
+import { connectionOf, isNewest, isTooLate } from './ledger.ts'
 
 /** How long a connection that said `Connection: close` reads on, for the client's FIN (RFC 9112, 9.6). */
 const LINGER_MS = 2_000
@@ -51,7 +51,8 @@ export function softenHttp1(): Http1 {
     const original = prototype[name]
     if (!original) continue
     prototype[name] = function (this: ServerResponse, ...args: unknown[]): ServerResponse {
-      if (leaving !== 'none' && !this.headersSent && leaves(this.socket)) {
+      // A response that waits behind an earlier one on its connection has no socket yet; its request has.
+      if (leaving !== 'none' && !this.headersSent && leaves(this.req.socket)) {
         return original.apply(this, sayClose(this, args))
       }
       return original.apply(this, args)
@@ -92,9 +93,10 @@ const CONNECTION_HEADERS = /^(connection|keep-alive)$/i
  * be frozen, or a constant that every response shares.
  */
 function sayClose(response: ServerResponse, args: unknown[]): unknown[] {
-  const connection = connectionOf(response.socket)
+  const connection = connectionOf(response.req.socket)
   // 101 belongs to a protocol that takes the connection over.
   if (!connection || args[0] === 101 || !isNewest(response, connection)) return args
+  connection.lastRequest = connection.started
   lingerAtEnd(connection.http ?? connection.socket)
   const at = typeof args[1] === 'string' ? 2 : 1
   const given = args[at]
@@ -142,6 +144,7 @@ function lingerAtEnd(socket: Socket): void {
 }
 
 const DEFERRED = new Set<unknown>(['request', 'checkContinue', 'checkExpectation'])
+const deferring = new WeakSet<net.Server>()
 
 /**
  * Hands requests to the app only after everything that has arrived was parsed. Of eight pipelined requests that
@@ -149,13 +152,18 @@ const DEFERRED = new Set<unknown>(['request', 'checkContinue', 'checkExpectation
  * other is known yet, before the second is read; the other seven would be lost.
  */
 export function deferRequests(server: net.Server): void {
-  if (Object.hasOwn(server, 'emit')) return
+  if (deferring.has(server)) return
+  deferring.add(server)
   const emit = server.emit as (...args: unknown[]) => boolean
   server.emit = function (this: net.Server, ...args: unknown[]): boolean {
     if (!DEFERRED.has(args[0])) return emit.apply(this, args)
     const [, request, response] = args as [unknown, IncomingMessage, ServerResponse]
     setImmediate(() => {
-      if (!request.destroyed || !response.destroyed) emit.apply(this, args)
+      if (request.destroyed && response.destroyed) return
+      // Came after the response that said `Connection: close`: its client knows that it was not taken (RFC 9112,
+      // 9.6) and may send it elsewhere, so it must not be executed here.
+      if (isTooLate(response, connectionOf(request.socket))) return
+      emit.apply(this, args)
     })
     return true
   } as typeof server.emit

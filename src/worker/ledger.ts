@@ -20,6 +20,8 @@ export interface Connection {
   /** Requests whose head was read, and responses that were written whole. */
   started: number
   finished: number
+  /** The number of the request whose response said `Connection: close`, or 0. */
+  lastRequest: number
   /** The newest request in flight. */
   request: IncomingMessage | undefined
   requestSince: number
@@ -58,6 +60,7 @@ export class Ledger {
         http: undefined,
         started: 0,
         finished: 0,
+        lastRequest: 0,
         request: undefined,
         requestSince: 0,
         quietSince: 0,
@@ -120,6 +123,12 @@ export function connectionOf(socket: Socket | null | undefined): Connection | un
 export function isNewest(response: ServerResponse, connection: Connection): boolean {
   const number = (response as Numbered)[NUMBER]
   return number === undefined || number === connection.started
+}
+
+/** Whether this request came after the one whose response ended its connection. */
+export function isTooLate(response: ServerResponse, connection: Connection | undefined): boolean {
+  const number = (response as Numbered)[NUMBER] ?? 0
+  return connection !== undefined && connection.lastRequest > 0 && number > connection.lastRequest
 }
 
 export const isIdle = (connection: Connection): boolean => connection.started === connection.finished

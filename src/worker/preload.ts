@@ -10,7 +10,7 @@ import { onReceive } from 'native-free-fd-passing'
 import { GUEST_ENV, PROTOCOL_VERSION, toWorker } from '../protocol.ts'
 import type { GuestConfig } from '../protocol.ts'
 import { claimListeners } from './claim.ts'
-import { prepareDrain } from './drain.ts'
+import { prepareDrain, promiseMs } from './drain.ts'
 import { reportFailures } from './failure.ts'
 import { softenHttp1 } from './http1.ts'
 import { keepPaths } from './keep-path.ts'
@@ -59,6 +59,8 @@ function start(config: GuestConfig): void {
     onClaimed(server) {
       servers.add(server)
       http1.guarded.add(server)
+      // After the app has had its turn to set `keepAliveTimeout`. One worker says it for all.
+      if (config.slot === 0) setImmediate(() => warnOfPromise(server, config.times.drainTimeoutMs, warn))
     },
   })
 
@@ -130,6 +132,15 @@ function start(config: GuestConfig): void {
   }
   Object.defineProperty(globalThis, Symbol.for('usr2.guest.v1'), { value: guest })
   link.send({ t: 'hello', version: PROTOCOL_VERSION, node: process.versions.node })
+}
+
+function warnOfPromise(server: net.Server, drainTimeoutMs: number, warn: (text: string) => void): void {
+  const neededMs = promiseMs(server)
+  if (neededMs <= drainTimeoutMs) return
+  warn(
+    `this app promises its clients to keep idle connections (keepAliveTimeout) longer than the drain timeout of ` +
+      `${drainTimeoutMs / 1000} s: drains will take up to ${neededMs / 1000} s`,
+  )
 }
 
 function callSafely(call: () => unknown, what: string, warn: (text: string) => void): void {

@@ -84,7 +84,7 @@ function laws(plan: Plan): Record<string, Law> {
           )
           const isServed = [...after.workers.values()].some((worker) => accepts(worker, key))
           must(
-            wasDropped || isServed,
+            wasDropped || isClosed || isServed,
             `${command.c} of worker ${command.worker} leaves no one to accept on ${key}`,
           )
         }
