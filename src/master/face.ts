@@ -84,7 +84,11 @@ export interface Status {
   readonly listeners: readonly { readonly key: string; readonly accepting: number }[]
   readonly generations: readonly GenerationStatus[]
   /** Slots whose worker died, and when they are tried again. */
-  readonly vacancies: readonly { readonly slot: number; readonly deaths: number; readonly retryInMs: number }[]
+  readonly vacancies: readonly {
+    readonly slot: number
+    readonly deaths: number
+    readonly retryInMs: number
+  }[]
   /** What the master waits for, as a phrase, or null. */
   readonly waitsFor: string | null
   readonly lastVerdict: Verdict | null

@@ -31,8 +31,7 @@ export interface Pinned {
 }
 
 export type PinResult =
-  | { readonly ok: true; readonly pinned: Pinned }
-  | { readonly ok: false; readonly reasons: readonly string[] }
+  { readonly ok: true; readonly pinned: Pinned } | { readonly ok: false; readonly reasons: readonly string[] }
 
 /** How long a worker may take from the grant of a listener to accepting on it. */
 const GRANT_TIMEOUT_MS = 10_000
@@ -185,7 +184,8 @@ function fileAt(path: string): string | undefined {
 
 function mainOf(directory: string): string | undefined {
   const main = packageIn(directory)?.main
-  const inMain = main === undefined ? undefined : (fileAt(join(directory, main)) ?? fileAt(join(directory, main, 'index')))
+  const inMain =
+    main === undefined ? undefined : (fileAt(join(directory, main)) ?? fileAt(join(directory, main, 'index')))
   return inMain ?? fileAt(join(directory, 'index'))
 }
 
@@ -193,11 +193,15 @@ function mainOf(directory: string): string | undefined {
 function launches(given: string, launcher: string, config: Config): string {
   const manifest = packageIn(config.cwd)
   const start = ['npm', 'yarn', 'pnpm', 'npx'].includes(launcher) ? manifest?.start : undefined
-  const target = /(?:^|\s)(?:node|tsx|ts-node|nodemon)\s+(?:-\S+\s+)*(\S+\.[cm]?[jt]s)\b/.exec(start ?? '')?.[1]
+  const target = /(?:^|\s)(?:node|tsx|ts-node|nodemon)\s+(?:-\S+\s+)*(\S+\.[cm]?[jt]s)\b/.exec(
+    start ?? '',
+  )?.[1]
   const file = target ?? config.args.find((arg) => /\.[cm]?[jt]s$/.test(arg))
   return (
     `The entry ${given} only starts another Node (${launcher}), whose sockets and signals usr2 could not see: ` +
-    (file ? `pass the file that it leads to, usr2 run ${file}.` : 'pass the JavaScript file that it leads to.')
+    (file
+      ? `pass the file that it leads to, usr2 run ${file}.`
+      : 'pass the JavaScript file that it leads to.')
   )
 }
 

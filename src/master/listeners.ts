@@ -103,7 +103,10 @@ export class Listeners {
       }
       const owner = error.code === 'EADDRINUSE' ? ownerOf(address) : null
       const { code, errno } = error
-      refuse({ code, errno, syscall: 'listen' }, `could not bind ${key}: ${hintFor(code, owner, error.message)}`)
+      refuse(
+        { code, errno, syscall: 'listen' },
+        `could not bind ${key}: ${hintFor(code, owner, error.message)}`,
+      )
     }
   }
 
@@ -112,12 +115,16 @@ export class Listeners {
     let path: KeptUnixPath | null = null
     if (address.kind === 'unix' && !address.path.startsWith('\0')) {
       const { log } = this.parts
-      const restored = (): void => log.warn({ listener: key }, `something removed ${address.path}; brought it back`)
+      const restored = (): void =>
+        log.warn({ listener: key }, `something removed ${address.path}; brought it back`)
       try {
         path = new KeptUnixPath(address.path, restored)
       } catch (error) {
         const why = error instanceof Error ? error.message : String(error)
-        log.warn({ listener: key }, `no spare link of ${address.path} could be made, so nothing may remove it: ${why}`)
+        log.warn(
+          { listener: key },
+          `no spare link of ${address.path} could be made, so nothing may remove it: ${why}`,
+        )
       }
     }
     return { socket, address, known, path }
@@ -145,7 +152,8 @@ export class Listeners {
   /** A worker has ended: what it was proving is given to the next who waits. */
   forget(worker: WorkerHandle): void {
     for (const [key, proof] of this.proofs) {
-      if (proof.prover === worker) this.proved(worker, key, { code: 'ECANCELED', errno: -125, syscall: 'listen' })
+      if (proof.prover === worker)
+        this.proved(worker, key, { code: 'ECANCELED', errno: -125, syscall: 'listen' })
     }
   }
 
@@ -164,7 +172,8 @@ export class Listeners {
   /** Brings back unix paths that somebody removed. */
   restorePaths(): void {
     for (const { path, known } of this.held.values()) {
-      if (path?.restore()) this.parts.log.warn({ listener: known.key }, `something removed ${path.path}; brought it back`)
+      if (path?.restore())
+        this.parts.log.warn({ listener: known.key }, `something removed ${path.path}; brought it back`)
     }
   }
 

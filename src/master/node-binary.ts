@@ -58,7 +58,9 @@ export async function inspectNode(
 }
 
 function find(given: string, env: NodeJS.ProcessEnv): string {
-  const places = given.includes('/') ? [given] : (env['PATH'] ?? '').split(delimiter).map((dir) => join(dir, given))
+  const places = given.includes('/')
+    ? [given]
+    : (env['PATH'] ?? '').split(delimiter).map((dir) => join(dir, given))
   for (const place of places) {
     try {
       accessSync(place, constants.X_OK)
@@ -67,7 +69,9 @@ function find(given: string, env: NodeJS.ProcessEnv): string {
       // Not this one.
     }
   }
-  throw new Error(`There is no program ${given} to run the workers with; pass --node PATH of a Node.js binary.`)
+  throw new Error(
+    `There is no program ${given} to run the workers with; pass --node PATH of a Node.js binary.`,
+  )
 }
 
 interface Answer {
@@ -80,11 +84,18 @@ interface Answer {
 async function ask(path: string, flags: readonly string[], env: NodeJS.ProcessEnv): Promise<Answer> {
   const run = (args: string[]): Promise<{ stdout: string }> =>
     // NODE_OPTIONS of the app may preload anything; the question is about the binary.
-    promisify(execFile)(path, args, { timeout: DEADLINE_MS, killSignal: 'SIGKILL', env: { PATH: env['PATH'] } })
+    promisify(execFile)(path, args, {
+      timeout: DEADLINE_MS,
+      killSignal: 'SIGKILL',
+      env: { PATH: env['PATH'] },
+    })
   try {
     return JSON.parse((await run([...flags, '-e', QUESTION])).stdout) as Answer
   } catch {
-    const name = await run(['--version']).then(({ stdout }) => stdout, () => '')
+    const name = await run(['--version']).then(
+      ({ stdout }) => stdout,
+      () => '',
+    )
     return /deno/i.test(name) ? { deno: name } : {}
   }
 }

@@ -63,7 +63,8 @@ export function verdictText(decision: Decision, pinned: ReadonlyMap<number, Pinn
 
 /** `GET /export, 12.4 s, 127.0.0.1:51234`. */
 export function heldText({ what, method, path, ageMs, peer }: Held): string {
-  const name = what === 'request' ? `${method} ${path}` : what === 'idle' ? 'idle connection' : `${what} connection`
+  const name =
+    what === 'request' ? `${method} ${path}` : what === 'idle' ? 'idle connection' : `${what} connection`
   return `${name}, ${seconds(ageMs)}, ${peer}`
 }
 

@@ -123,7 +123,10 @@ function removePid({ pidFile }: Config, log: Log): void {
 function takeSignals(supervisor: Supervisor, log: Log, env: NodeJS.ProcessEnv): void {
   const hadTerminal = hasTerminal()
   if (env['npm_lifecycle_event'] !== undefined || env['npm_command'] !== undefined) {
-    log.warn({}, `started through npm, which passes no USR2 or HUP on: send signals to pid ${process.pid} itself`)
+    log.warn(
+      {},
+      `started through npm, which passes no USR2 or HUP on: send signals to pid ${process.pid} itself`,
+    )
   }
   listenToSignals((signal) => {
     log.info({ event: 'signal', signal }, `got ${signal}`)

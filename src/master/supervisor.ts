@@ -106,7 +106,10 @@ export class Supervisor implements Face {
     if (lagMs > OVERSLEPT_MS) {
       // Told before anything else: what ran out meanwhile did not have its time.
       this.armedFor = null
-      this.log.warn({ event: 'overslept', lagMs }, `woke ${seconds(lagMs)} late; every deadline is moved by as much`)
+      this.log.warn(
+        { event: 'overslept', lagMs },
+        `woke ${seconds(lagMs)} late; every deadline is moved by as much`,
+      )
       this.facts.push({ at, e: 'overslept', lagMs })
     }
     this.facts.push({ at, ...fact })
@@ -202,7 +205,10 @@ export class Supervisor implements Face {
       onExit: (worker, exit) => this.onExit(worker, exit),
     })
     this.handles.set(id, handle)
-    this.log.debug({ ...handle.facts, ...this.rolloutFacts(generation), event: 'spawned' }, `started slot ${slot}`)
+    this.log.debug(
+      { ...handle.facts, ...this.rolloutFacts(generation), event: 'spawned' },
+      `started slot ${slot}`,
+    )
   }
 
   private async open(id: WorkerId, key: string): Promise<void> {
@@ -232,7 +238,8 @@ export class Supervisor implements Face {
         return this.dispatch({ e: 'listened-privately', worker })
       case 'opened': {
         const { key, error } = message
-        if (error) return this.dispatch({ e: 'open-failed', worker, key, reason: `${error.syscall} ${error.code}` })
+        if (error)
+          return this.dispatch({ e: 'open-failed', worker, key, reason: `${error.syscall} ${error.code}` })
         return this.dispatch({ e: 'opened', worker, key })
       }
       case 'withdrawn':
@@ -247,7 +254,10 @@ export class Supervisor implements Face {
       case 'counts':
         return this.extendWhileStopping()
       case 'signalled':
-        this.log.info({ ...handle.facts, event: 'worker-signalled' }, `slot ${handle.slot} got ${message.signal}`)
+        this.log.info(
+          { ...handle.facts, event: 'worker-signalled' },
+          `slot ${handle.slot} got ${message.signal}`,
+        )
         return this.dispatch({ e: 'replace-asked', worker })
       case 'warning':
         return this.log.warn({ ...handle.facts, event: 'worker-warning' }, message.text)
@@ -288,7 +298,10 @@ export class Supervisor implements Face {
     const left = leftovers(pid)
     if (left.length === 0) return
     const names = left.map(({ pid, command }) => `${pid} (${command})`).join(', ')
-    this.log.warn({ ...handle.facts, event: 'leftovers', left }, `slot ${handle.slot} left running: ${names}; ending it`)
+    this.log.warn(
+      { ...handle.facts, event: 'leftovers', left },
+      `slot ${handle.slot} left running: ${names}; ending it`,
+    )
     signalGroup(pid, 'SIGTERM')
     const timeoutMs = this.pinned.get(handle.generation)?.policy.killTimeoutMs ?? 0
     const kill = setTimeout(() => {
@@ -351,7 +364,9 @@ export class Supervisor implements Face {
   // --- telling --------------------------------------------------------------------------------------------------
 
   private rolloutFacts(generation: GenerationId): { reload?: string } {
-    return this.reloadId !== null && roleOf(this.state.top, generation) === 'candidate' ? { reload: this.reloadId } : {}
+    return this.reloadId !== null && roleOf(this.state.top, generation) === 'candidate'
+      ? { reload: this.reloadId }
+      : {}
   }
 
   private announce(what: Announcement): void {
@@ -440,7 +455,9 @@ export class Supervisor implements Face {
     const facts = { event: outcome, reload, generation, version, reasons, tookMs: Math.round(tookMs) }
     this.log[outcome === 'promoted' ? 'info' : 'error'](facts, verdict.text)
     // Always closed, also after a failure: a unit left `reloading` blocks every later reload.
-    this.parts.notifier.ready(outcome === 'promoted' ? this.statusLine() : `${this.statusLine()}; ${verdict.text}`)
+    this.parts.notifier.ready(
+      outcome === 'promoted' ? this.statusLine() : `${this.statusLine()}; ${verdict.text}`,
+    )
   }
 
   private progress(generation: GenerationId | null, text: string): void {
@@ -482,7 +499,10 @@ export class Supervisor implements Face {
 
   // --- the face -------------------------------------------------------------------------------------------------
 
-  reload(request: { readonly drop: readonly string[]; readonly wait: Wait }, asker: Asker): ReturnType<Face['reload']> {
+  reload(
+    request: { readonly drop: readonly string[]; readonly wait: Wait },
+    asker: Asker,
+  ): ReturnType<Face['reload']> {
     const id = ++this.lastAsk
     this.asks.set(id, { asker, wait: request.wait })
     this.dispatch({ e: 'reload-asked', ask: id, drop: request.drop })
@@ -521,7 +541,10 @@ export class Supervisor implements Face {
       state: stateOf(state),
       slots: current?.slots.length ?? 0,
       ready: serving.length,
-      listeners: this.keys().map((key) => ({ key, accepting: workers.filter((w) => accepts(w, key)).length })),
+      listeners: this.keys().map((key) => ({
+        key,
+        accepting: workers.filter((w) => accepts(w, key)).length,
+      })),
       generations: [...state.generations.values()].map(({ id }) => {
         const pinned = this.pinned.get(id)
         return {

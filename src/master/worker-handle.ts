@@ -170,7 +170,10 @@ export class WorkerHandle {
 /** `Error: Cannot find module 'x' (at /srv/app.js:3:1)`: the message and where in the app it came from. */
 function firstFrame({ name, message, stack }: Failure): string {
   const lines = stack.split('\n')
-  const frame = lines.find((line) => /^\s+at /.test(line) && !/\(?node:/.test(line))?.trim().replace(/^at /, '')
+  const frame = lines
+    .find((line) => /^\s+at /.test(line) && !/\(?node:/.test(line))
+    ?.trim()
+    .replace(/^at /, '')
   // A syntax error has its place in front of its stack: file:line, the source, a caret.
   const place = frame ?? (/^\/\S+:\d+$|^file:\S+:\d+$/.test(lines[0] ?? '') ? lines[0] : undefined)
   // One line: verdicts are printed in tables, logs and `systemctl status`.

@@ -91,7 +91,8 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
       const backlog = backlogOf(options, args)
       const already = held.get(key)
       if (already && !claims.has(key)) return attach(this, key, already, address, backlog)
-      if (claims.has(key)) return failLater(this, { code: 'EADDRINUSE', errno: -98, syscall: 'listen' }, address)
+      if (claims.has(key))
+        return failLater(this, { code: 'EADDRINUSE', errno: -98, syscall: 'listen' }, address)
       waiting.add(this)
       const release = link.hold()
       // The answer arrives in the context of the channel; the app's callbacks belong to the one of its `listen`.
@@ -114,13 +115,25 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
       dns.lookup(asked, (error, ip, family) => {
         if (isVoid()) return
         if (error) this.emit('error', error)
-        else claim({ kind: 'tcp', host: ip || (family === 6 ? '::' : '0.0.0.0'), port: Number(port), ...ipv6Only(options) })
+        else
+          claim({
+            kind: 'tcp',
+            host: ip || (family === 6 ? '::' : '0.0.0.0'),
+            port: Number(port),
+            ...ipv6Only(options),
+          })
       })
     }
     return this
   } as typeof net.Server.prototype.listen
 
-  const attach = (server: Listening, key: string, listener: KnownListener, address: Address, backlog: number): void => {
+  const attach = (
+    server: Listening,
+    key: string,
+    listener: KnownListener,
+    address: Address,
+    backlog: number,
+  ): void => {
     let release: (() => void) | null = null
     const facade = new Facade({
       kind: address.kind,
@@ -201,7 +214,8 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
 /** An address to claim, a host name to look up first, or undefined for what is Node's own to do or to refuse. */
 function whatIsAsked(options: Options, args: unknown[], pwd: string): Address | string | undefined {
   const inner = options._handle ?? options.handle
-  if (inner !== undefined || args.length === 0 || (typeof args[0] === 'object' && isHandle(args[0]))) return undefined
+  if (inner !== undefined || args.length === 0 || (typeof args[0] === 'object' && isHandle(args[0])))
+    return undefined
   if (typeof options.fd === 'number' && options.fd >= 0) return undefined
   if (options.signal !== undefined && !(options.signal instanceof AbortSignal)) return undefined
   const { port, host, path } = options as { port?: unknown; host?: unknown; path?: unknown }
@@ -210,12 +224,22 @@ function whatIsAsked(options: Options, args: unknown[], pwd: string): Address | 
     if (!Number.isInteger(number) || number <= 0 || number > 65535) return undefined
     if (typeof host === 'string' && host !== '') return host
     if (host) return undefined
-    return { kind: 'tcp', host: '::', port: number, ...(options.ipv6Only ? { ipv6Only: true } : { anyFamily: true }) }
+    return {
+      kind: 'tcp',
+      host: '::',
+      port: number,
+      ...(options.ipv6Only ? { ipv6Only: true } : { anyFamily: true }),
+    }
   }
   if (port !== undefined || 'port' in options || typeof path !== 'string' || path === '') return undefined
   const absolute = path.startsWith('\0') ? path : resolve(pwd, path)
   const { readableAll, writableAll } = options
-  return { kind: 'unix', path: absolute, ...(readableAll && { readableAll }), ...(writableAll && { writableAll }) }
+  return {
+    kind: 'unix',
+    path: absolute,
+    ...(readableAll && { readableAll }),
+    ...(writableAll && { writableAll }),
+  }
 }
 
 const isHandle = (x: unknown): boolean =>
@@ -241,7 +265,10 @@ function closeOnAbort(server: net.Server, signal: AbortSignal | undefined): void
 function tellPrivate(server: net.Server, link: Link): void {
   const tell = (): void => {
     const address = server.address()
-    link.send({ t: 'private', address: typeof address === 'object' ? `${address?.address}:${address?.port}` : address })
+    link.send({
+      t: 'private',
+      address: typeof address === 'object' ? `${address?.address}:${address?.port}` : address,
+    })
   }
   if (server.listening) tell()
   else server.once('listening', tell)
@@ -261,7 +288,9 @@ function nodeError({ code, errno, syscall }: WireError, address: Address): Error
   const where = address.kind === 'unix' ? address.path : `${address.host}:${address.port}`
   const error = new Error(`${syscall} ${code}: ${errnoInfo(errno).message} ${where}`)
   const place =
-    address.kind === 'unix' ? { address: address.path, port: -1 } : { address: address.host, port: address.port }
+    address.kind === 'unix'
+      ? { address: address.path, port: -1 }
+      : { address: address.host, port: address.port }
   return Object.assign(error, { code, errno, syscall, ...place })
 }
 

@@ -46,7 +46,8 @@ export function prepareDrain({ ledger, http1, servers, withdrawAll, onBegin, onO
    * Connections to a private listener (port 0) are mostly the app's own, talking to itself, and would wait for each
    * other; they hold a drain only where the app has nothing else.
    */
-  const counts = ({ server }: Connection): boolean => servers.size === 0 || (server !== undefined && servers.has(server))
+  const counts = ({ server }: Connection): boolean =>
+    servers.size === 0 || (server !== undefined && servers.has(server))
   const held = (): Connection[] => [...ledger.open].filter(counts)
 
   const over = (cut: readonly Held[]): void => {

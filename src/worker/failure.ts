@@ -13,8 +13,12 @@ export function reportFailures(link: Link): FailureReporter {
   const clip = (text: string): string => text.slice(0, MAX_FAILURE_BYTES / 4)
   // Sees syntax errors and missing imports of CommonJS and ES modules alike, and changes nothing of what follows.
   process.on('uncaughtExceptionMonitor', (error: unknown) => {
-    const { name, message, stack } = error instanceof Error ? error : { name: 'thrown', message: String(error), stack: '' }
-    link.send({ t: 'failed', failure: { name: clip(String(name)).slice(0, 256), message: clip(message), stack: clip(stack ?? '') } })
+    const { name, message, stack } =
+      error instanceof Error ? error : { name: 'thrown', message: String(error), stack: '' }
+    link.send({
+      t: 'failed',
+      failure: { name: clip(String(name)).slice(0, 256), message: clip(message), stack: clip(stack ?? '') },
+    })
   })
 
   let last = ''

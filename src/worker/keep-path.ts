@@ -27,7 +27,8 @@ export function keepPaths(pwd: string): KeptPaths {
     }
   }
   const isKept = (given: unknown): boolean => {
-    if (kept.size === 0 || !(typeof given === 'string' || given instanceof URL || Buffer.isBuffer(given))) return false
+    if (kept.size === 0 || !(typeof given === 'string' || given instanceof URL || Buffer.isBuffer(given)))
+      return false
     const text = given instanceof URL ? fileURLToPath(given) : String(given)
     const absolute = isAbsolute(text) ? text : resolve(pwd, text)
     if (kept.has(absolute)) return true
@@ -38,7 +39,9 @@ export function keepPaths(pwd: string): KeptPaths {
     patched = true
     for (const name of ['unlinkSync', 'rmSync'] as const) {
       const original = fs[name] as (...args: unknown[]) => void
-      Object.assign(fs, { [name]: (...args: unknown[]) => (isKept(args[0]) ? undefined : original.apply(fs, args)) })
+      Object.assign(fs, {
+        [name]: (...args: unknown[]) => (isKept(args[0]) ? undefined : original.apply(fs, args)),
+      })
     }
     for (const name of ['unlink', 'rm'] as const) {
       const original = fs[name] as (...args: unknown[]) => void
@@ -51,7 +54,8 @@ export function keepPaths(pwd: string): KeptPaths {
       })
       const inPromise = fs.promises[name] as (...args: unknown[]) => Promise<void>
       Object.assign(fs.promises, {
-        [name]: async (...args: unknown[]) => (isKept(args[0]) ? undefined : inPromise.apply(fs.promises, args)),
+        [name]: async (...args: unknown[]) =>
+          isKept(args[0]) ? undefined : inPromise.apply(fs.promises, args),
       })
     }
     // `import { unlinkSync } from 'node:fs'` has copies of these functions.

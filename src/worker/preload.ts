@@ -156,7 +156,10 @@ function callSafely(call: () => unknown, what: string, warn: (text: string) => v
 
 /** `fork()` and tools pass `process.execArgv` on; the copy of the guest may be gone by then. */
 function forgetPreload(): void {
-  const at = process.execArgv.findIndex((arg, i, all) => arg === __filename && all[i - 1] === '--require')
+  // `__filename` has its symlinks resolved (/var/run), the argument has not; but its name is ours alone.
+  const at = process.execArgv.findIndex(
+    (arg, i, all) => all[i - 1] === '--require' && /\/\.usr2-[^/]*\/preload\.cjs$/.test(arg),
+  )
   if (at > 0) process.execArgv.splice(at - 1, 2)
 }
 

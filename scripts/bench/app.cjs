@@ -1,0 +1,35 @@
+'use strict'
+// What every benchmark serves: bare, under usr2 and under its peers, unchanged. PORT, BOOT_MS (before listen).
+// GET / | /slow?ms= | /stream?ms= tell the pid; POST /echo gives back the body. The path of `GET /` costs next to
+// nothing on purpose: whatever a supervisor adds to a request is seen at its largest beside it.
+const http = require('node:http')
+
+const { PORT, BOOT_MS = '0', PM2_DOCS_SHUTDOWN } = process.env
+const me = JSON.stringify({ pid: process.pid })
+
+const server = http.createServer((req, res) => {
+  res.setHeader('Content-Type', 'application/json')
+  if (req.url === '/') return res.end(me)
+  const { pathname, searchParams } = new URL(req.url, 'http://localhost')
+  const ms = Number(searchParams.get('ms') ?? 0)
+  if (req.method === 'POST' && pathname === '/echo') {
+    const chunks = []
+    req.on('data', (chunk) => chunks.push(chunk)).on('end', () => res.end(Buffer.concat(chunks)))
+  } else if (pathname === '/slow') {
+    setTimeout(() => res.end(me), ms)
+  } else if (pathname === '/stream') {
+    res.write(`${me.slice(0, -1)},"ticks":"`)
+    const ticking = setInterval(() => res.write('.'), 100)
+    setTimeout(() => {
+      clearInterval(ticking)
+      res.end('"}')
+    }, ms)
+  } else {
+    res.writeHead(404).end('{}')
+  }
+})
+
+setTimeout(() => server.listen(Number(PORT), '127.0.0.1'), Number(BOOT_MS))
+
+// The handler that PM2's documentation shows, for the peer that asks for it.
+if (PM2_DOCS_SHUTDOWN) process.on('SIGINT', () => server.close(() => process.exit(0)))

@@ -1,0 +1,311 @@
+/**
+ * What the benchmarks share: processes that are started with an environment of their own, told apart by a token and
+ * all ended at the end; the app, bare or under usr2; waiting.
+ */
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { randomUUID } from 'node:crypto'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { availableParallelism, tmpdir } from 'node:os'
+import { connect, createServer } from 'node:net'
+import { delimiter, dirname, join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { isAlive, processesWith } from './proc.ts'
+
+export { sleep }
+
+const HERE = dirname(fileURLToPath(import.meta.url))
+export const APP = join(HERE, 'app.cjs')
+export const CLUSTER_PEER = join(HERE, 'peers', 'cluster.cjs')
+export const DEFAULT_CLI = join(HERE, '..', '..', 'dist', 'cli.mjs')
+
+const TOKEN = 'BENCH_TOKEN'
+const DEADLINE_MS = 60_000
+
+/** A line of usr2's log. */
+export interface LogLine {
+  readonly event?: string
+  readonly msg?: string
+  /** Epoch milliseconds. */
+  readonly time?: number
+  readonly [key: string]: unknown
+}
+
+export interface StartOptions {
+  readonly env?: Readonly<Record<string, string>>
+  readonly cwd?: string
+  /** The processor core it is to stay on; `null`: any. */
+  readonly core?: number | null
+}
+
+export class Child {
+  readonly process: ChildProcess
+  readonly pid: number
+  readonly exited: Promise<void>
+  readonly lines: LogLine[] = []
+  readonly #looking = new Set<() => void>()
+  #ended = false
+  readonly #name: string
+
+  constructor(name: string, child: ChildProcess) {
+    this.#name = name
+    this.process = child
+    this.pid = child.pid ?? 0
+    for (const stream of [child.stdout, child.stderr]) {
+      if (stream === null) continue
+      createInterface({ input: stream }).on('line', (text) => {
+        this.lines.push(parsed(text))
+        for (const look of this.#looking) look()
+      })
+    }
+    this.exited = new Promise((resolve) => {
+      const end = (): void => {
+        this.#ended = true
+        for (const look of this.#looking) look()
+        resolve()
+      }
+      child.once('exit', end)
+      child.once('error', end)
+    })
+  }
+
+  /** The first line from `from` on with one of these events. */
+  event(events: readonly string[], from = 0, timeoutMs = DEADLINE_MS): Promise<LogLine> {
+    return new Promise((resolve, reject) => {
+      let next = from
+      const done = (settle: () => void): void => {
+        clearTimeout(timer)
+        this.#looking.delete(look)
+        settle()
+      }
+      const fail = (why: string): void =>
+        done(() => reject(new Error(`${this.#name} (pid ${this.pid}) ${why} ${events.join(' or ')}:\n${this.log()}`)))
+      const look = (): void => {
+        for (; next < this.lines.length; next++) {
+          const line = this.lines[next]
+          if (line?.event !== undefined && events.includes(line.event)) return done(() => resolve(line))
+        }
+        if (this.#ended) fail('ended without')
+      }
+      const timer = setTimeout(() => fail(`did not say in ${timeoutMs} ms`), timeoutMs)
+      this.#looking.add(look)
+      look()
+    })
+  }
+
+  log(): string {
+    return this.lines.slice(-30).map((line) => `  ${line.msg ?? JSON.stringify(line)}`).join('\n')
+  }
+
+  /** @throws when it is not gone in time */
+  async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+    this.process.kill(signal)
+    const late = sleep(DEADLINE_MS, 'late' as const, { ref: false })
+    if ((await Promise.race([this.exited, late])) === 'late') {
+      throw new Error(`${this.#name} (pid ${this.pid}) has not ended ${DEADLINE_MS} ms after ${signal}:\n${this.log()}`)
+    }
+  }
+}
+
+export class Bench {
+  /** Removed at the end. Its path is short: unix sockets lie in it. */
+  readonly directory = mkdtempSync(join(tmpdir(), 'u2-bench-'))
+  readonly token = randomUUID()
+
+  start(name: string, command: string, args: readonly string[], options: StartOptions = {}): Child {
+    const { PATH = '', HOME = '' } = process.env
+    const env = { PATH, HOME, TMPDIR: this.directory, [TOKEN]: this.token, ...options.env }
+    const { core = null, cwd } = options
+    const [program, ...rest] = core === null ? [command, ...args] : ['taskset', '-c', String(core), command, ...args]
+    return new Child(name, spawn(program ?? command, rest, { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] }))
+  }
+
+  /** Runs a program to its end and gives its output. @throws if it fails, with what it said */
+  run(command: string, args: readonly string[], options: StartOptions = {}): Promise<string> {
+    const child = this.start(command, command, args, options)
+    return new Promise((resolve, reject) => {
+      let text = ''
+      child.process.stdout?.on('data', (chunk: Buffer) => (text += chunk.toString()))
+      child.process.once('close', (status) => {
+        if (status === 0) resolve(text)
+        else reject(new Error(`${command} ${args.join(' ')} ended with ${status}:\n${child.log()}`))
+      })
+      child.process.once('error', reject)
+    })
+  }
+
+  /** Pids of all that was started here and what that started. */
+  processes(): number[] {
+    return processesWith(TOKEN, this.token)
+  }
+
+  async end(): Promise<void> {
+    for (let tries = 0; tries < 100 && this.processes().length > 0; tries++) {
+      for (const pid of this.processes()) kill(pid)
+      await sleep(20)
+    }
+    rmSync(this.directory, { recursive: true, force: true })
+  }
+}
+
+/** Runs a benchmark: its exit status is what `main` gives, and nothing it started is left, also after Ctrl-C. */
+export async function bench(main: (bench: Bench) => Promise<number>): Promise<void> {
+  const bench = new Bench()
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.once(signal, () => void bench.end().then(() => process.exit(1)))
+  }
+  try {
+    process.exitCode = await main(bench)
+  } catch (error) {
+    console.error(error instanceof Error ? error.message : error)
+    process.exitCode = 1
+  } finally {
+    await bench.end()
+  }
+}
+
+export interface Served {
+  readonly port: number
+  readonly child: Child
+}
+
+export interface ServeOptions {
+  /** Which Node runs the app, and usr2 with it. */
+  readonly node: string
+  readonly bootMs?: number
+  readonly core?: number | null
+}
+
+/** `node app.cjs`. Resolves when it answers. */
+export async function serveBare(bench: Bench, { node, bootMs = 0, core = null }: ServeOptions): Promise<Served> {
+  const port = await freePort()
+  const child = bench.start('the app', node, [APP], { env: { PORT: `${port}`, BOOT_MS: `${bootMs}` }, core })
+  await firstAnswer(port, () => true, child)
+  return { port, child }
+}
+
+export interface Usr2Options extends ServeOptions {
+  readonly cli: string
+  readonly workers?: number
+  readonly control?: string
+  readonly flags?: readonly string[]
+}
+
+/** `usr2 run app.cjs`. Resolves when its first generation serves. */
+export async function serveUsr2(bench: Bench, options: Usr2Options): Promise<Served> {
+  const { node, cli, bootMs = 0, core = null, workers = 1, flags = [] } = options
+  if (!existsSync(cli)) throw new Error(`${cli} is not there: run \`npm run build\` first`)
+  const port = await freePort()
+  const control = options.control ?? join(bench.directory, 'c.sock')
+  const args = [cli, 'run', '--control', control, '--name', 'bench', '--workers', `${workers}`, ...flags, APP]
+  const child = bench.start('usr2', node, args, { env: { PORT: `${port}`, BOOT_MS: `${bootMs}` }, core })
+  await child.event(['ready'])
+  return { port, child }
+}
+
+/** Sends SIGUSR2 and gives the verdict's line. @throws unless the new generation was promoted */
+export async function reloadUsr2({ child }: Served): Promise<LogLine> {
+  const from = child.lines.length
+  child.process.kill('SIGUSR2')
+  const verdict = await child.event(['promoted', 'rolled-back', 'refused'], from)
+  if (verdict.event !== 'promoted') throw new Error(`the reload was not promoted: ${verdict.msg}`)
+  return verdict
+}
+
+/**
+ * Asks again and again, each time over a new connection, 1 ms after the last answer or refusal, until `wanted` says
+ * yes to the pid that answered. Gives the moment, by `performance.now()`.
+ */
+export async function firstAnswer(
+  port: number,
+  wanted: (pid: number) => boolean,
+  child: Pick<Child, 'log'>,
+): Promise<number> {
+  const end = performance.now() + DEADLINE_MS
+  for (;;) {
+    const pid = await ask(port)
+    if (pid !== null && wanted(pid)) return performance.now()
+    if (performance.now() > end) throw new Error(`no such answer from port ${port} in time:\n${child.log()}`)
+    await sleep(1)
+  }
+}
+
+/** The pid that answers `GET /` over a new connection, or null: nobody does. */
+export function ask(port: number): Promise<number | null> {
+  return new Promise((resolve) => {
+    let text = ''
+    const socket = connect({ port, host: '127.0.0.1', noDelay: true })
+    socket.setEncoding('latin1')
+    socket.on('connect', () => socket.write('GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'))
+    socket.on('data', (chunk) => (text += String(chunk)))
+    socket.on('error', () => {})
+    socket.on('close', () => resolve(Number(/"pid":(\d+)/.exec(text)?.[1]) || null))
+  })
+}
+
+/** @throws when it did not become true in time */
+export async function until(fact: () => boolean | Promise<boolean>, what: string, timeoutMs = DEADLINE_MS): Promise<void> {
+  const end = performance.now() + timeoutMs
+  while (!(await fact())) {
+    if (performance.now() > end) throw new Error(`gave up after ${timeoutMs} ms waiting for ${what}`)
+    await sleep(10)
+  }
+}
+
+export const goneIn = async (pids: readonly number[], timeoutMs: number): Promise<boolean> =>
+  until(() => !pids.some(isAlive), 'processes to end', timeoutMs).then(
+    () => true,
+    () => false,
+  )
+
+/** Outside of the range from which the kernel gives local ports to outgoing connections (ip(7): from 32768 on). */
+export async function freePort(): Promise<number> {
+  for (;;) {
+    const port = 10_000 + Math.floor(Math.random() * 10_000)
+    const server = createServer()
+    const free = await new Promise<boolean>((resolve) => {
+      server.once('error', () => resolve(false))
+      server.listen(port, '0.0.0.0', () => resolve(true))
+    })
+    if (free) {
+      await new Promise((resolve) => server.close(resolve))
+      return port
+    }
+  }
+}
+
+/** Where a program is, by PATH; null: nowhere. */
+export function which(program: string): string | null {
+  const places = (process.env['PATH'] ?? '').split(delimiter).map((directory) => join(directory, program))
+  return places.find((place) => existsSync(place)) ?? null
+}
+
+/** A server on one core and its client on another disturb each other less. */
+export function cores(): { readonly server: number | null; readonly client: number | null } {
+  const pinned = availableParallelism() > 1 && which('taskset') !== null
+  return pinned ? { server: 0, client: 1 } : { server: null, client: null }
+}
+
+/** `Node v20.20.2`, of that binary. */
+export const nodeVersion = (node: string): string => execFileSync(node, ['--version'], { encoding: 'utf8' }).trim()
+
+/** Progress, for whoever waits; the results go to stdout. */
+export const progress = (text: string): void => console.error(text)
+
+function parsed(text: string): LogLine {
+  try {
+    const line = JSON.parse(text) as LogLine | null
+    return typeof line === 'object' && line !== null ? line : { msg: text }
+  } catch {
+    return { msg: text }
+  }
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch {
+    // It ended by itself meanwhile.
+  }
+}
