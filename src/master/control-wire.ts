@@ -144,7 +144,7 @@ const count = v.pipe(v.number(), v.finite())
 const progress: v.GenericSchema<unknown, Progress> = v.object({
   reload: text,
   generation: v.nullable(count),
-  text: text,
+  text,
 })
 
 const verdict: v.GenericSchema<unknown, Verdict> = v.object({
@@ -153,7 +153,7 @@ const verdict: v.GenericSchema<unknown, Verdict> = v.object({
   current: v.nullable(count),
   reasons: v.array(text),
   tookMs: count,
-  text: text,
+  text,
 })
 
 const drained: v.GenericSchema<unknown, Drained> = v.object({
@@ -162,7 +162,7 @@ const drained: v.GenericSchema<unknown, Drained> = v.object({
   requests: count,
   cut: count,
   tookMs: count,
-  text: text,
+  text,
 })
 
 const worker: v.GenericSchema<unknown, WorkerStatus> = v.object({

@@ -55,6 +55,7 @@ export function prepareDrain({ ledger, http1, servers, withdrawAll, onBegin, onO
     phase = 'over'
     clearTimeout(deadline)
     clearInterval(sweeper)
+    ledger.onOpen = null
     ledger.onClose = null
     http1.standAside()
     onOver(ledger.counts(), cut)
@@ -100,11 +101,15 @@ export function prepareDrain({ ledger, http1, servers, withdrawAll, onBegin, onO
       // without the app's own shutdown.
       deadline = setTimeout(cut, timeoutMs)
       sweeper = setInterval(sweep, SWEEP_MS)
-      const check = (): void => {
-        if (phase === 'draining' && held().length === 0) over([])
+      // Counted, not listed: with 10,000 idle connections a list at each close would take seconds.
+      let left = held().length
+      ledger.onOpen = (connection) => {
+        if (counts(connection)) left++
       }
-      ledger.onClose = check
-      check()
+      ledger.onClose = (connection) => {
+        if (counts(connection) && --left === 0) over([])
+      }
+      if (left === 0) over([])
     },
   }
 }

@@ -1,5 +1,5 @@
 /** Workers that die, never start, hang, lie, leave something behind; and a master that dies. */
-import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { get, getJson } from '../helpers/http.ts'
@@ -293,7 +293,9 @@ t.test('a vacancy is refilled from its own version, wherever the link points by 
   const port = await freePort(t)
   const files = (bootMs: number) => ({ 'app.cjs': app({ bootMs: String(bootMs) }) })
   deploy(root, '1', { files: files(0) })
-  const usr2 = startUsr2(t, { cwd: join(root, 'current'), entry: 'app.cjs', env: { PORT: String(port) } })
+  // As a shell does it: `cd current && usr2 run app.cjs`.
+  const cwd = join(root, 'current')
+  const usr2 = startUsr2(t, { cwd, entry: 'app.cjs', env: { PORT: String(port), PWD: cwd } })
   await usr2.ready()
   const me = () => getJson<Me>({ port })
   const killed = async () => {
