@@ -143,17 +143,28 @@ async function end(from: TestProcess, n: number, controlPort: number): Promise<s
 
 /**
  * The one difference that is allowed: in a first-ever bind the master has to be asked, so that directly after `listen`
- * the server is not `listening` yet, as in a worker of node:cluster.
+ * the server is not `listening` yet, as in a worker of node:cluster; and what Node makes of a `close` just then.
  */
+const AT_ONCE = /: (at once|closing) listening=(true|false) address=/
+const CLOSED_AT_ONCE = new Map([
+  ['closed undefined', 'closed ERR_SERVER_NOT_RUNNING'],
+  ['listening in close at once, listen again at once, close', 'close'],
+])
+
 function butForFirstBinds(t: TestLike, bare: readonly string[], first: readonly string[]): string[] {
   let allowed = 0
   const lines = first.map((line, at) => {
-    if (!/: (at once|closing) listening=true /.test(bare[at] ?? '')) return line
-    if (!/: (at once|closing) listening=false address=(null|"[^"]+")$/.test(line)) return line
+    const wanted = bare[at] ?? ''
+    const isAtOnce =
+      AT_ONCE.exec(wanted)?.[2] === 'true' && /listening=false address=(null|"[^"]+")$/.test(line)
+    const isClosedAtOnce =
+      wanted.startsWith('close at once') &&
+      [...CLOSED_AT_ONCE].some(([inBare, here]) => wanted.replace(inBare, here) === line)
+    if (!isAtOnce && !isClosedAtOnce) return line
     allowed++
-    return bare[at] ?? ''
+    return wanted
   })
-  t.equal(allowed > 10, true, 'the rule for first binds is needed')
+  t.equal(allowed > 0, true, 'a first bind is seen to be one: else this rule hides nothing and can go')
   return lines
 }
 
