@@ -309,7 +309,8 @@ t.test('a connection that was promised nothing is closed after 5 s, by FIN', asy
 
 t.test('https: keep-alive, pipelined, in flight', async (t) => {
   const app = await startApp(t, { env: { TLS: '1', KEEP_ALIVE_MS: '20000' } })
-  const [idle, pipelined, flying, uploading] = await Promise.all([
+  const [idle, halfClosed, pipelined, flying, uploading] = await Promise.all([
+    openIdle(t, app),
     openIdle(t, app),
     openIdle(t, app),
     app.open(),
@@ -321,6 +322,10 @@ t.test('https: keep-alive, pipelined, in flight', async (t) => {
   await app.said('body /upload 5')
   await replace(app)
   saysClose(t, (await idle.get('/now').response()).head, 'keep-alive')
+  // Over TLS the end of the client's half comes with its request, out of the same bytes.
+  halfClosed.socket.cork()
+  halfClosed.socket.end(request('GET', '/now?half-closed'))
+  t.equal((await halfClosed.response()).body, '/now?half-closed', 'a client that half-closes has its answer')
   pipelined.send(['/now?0', '/later?ms=20', '/now?2'].map((path) => request('GET', path)).join(''))
   t.equal((await pipelined.response()).headers['connection'], 'keep-alive')
   t.equal((await pipelined.response()).body, '/later?ms=20')

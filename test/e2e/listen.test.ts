@@ -9,7 +9,7 @@ import http2 from 'node:http2'
 import https from 'node:https'
 import net from 'node:net'
 import { mkdirSync } from 'node:fs'
-import { isAbsolute, join } from 'node:path'
+import { basename, isAbsolute, join } from 'node:path'
 import t from 'tap'
 import type { TestLike } from '../helpers/scope.ts'
 import { start, type TestProcess } from '../helpers/spawn.ts'
@@ -90,9 +90,10 @@ function backlogs(served: readonly Served[]): string[] {
     return []
   }
   const rows = text.split('\n').map((row) => row.trim().split(/\s+/))
-  return served.flatMap(({ name, at }) => {
-    const row = rows.find((columns) => columns[4]?.endsWith(typeof at === 'number' ? `:${at}` : at))
-    return row === undefined ? [] : [`${name}: backlog ${row[3]}`]
+  return served.map(({ name, at }) => {
+    const place = typeof at === 'number' ? `:${at}` : basename(at).replace('\0', '@')
+    const row = rows.find((columns) => columns[4]?.endsWith(place))
+    return `${name}: backlog ${row?.[3]}`
   })
 }
 
