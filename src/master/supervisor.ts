@@ -234,6 +234,8 @@ export class Supervisor implements Face {
     try {
       await this.listeners.grant(handle, key)
     } catch (error) {
+      // It ends just now: its exit says why, in its own words. (Should it not end, the grant has its deadline.)
+      if (!handle.child.connected) return
       const reason = error instanceof Error ? error.message : String(error)
       this.dispatch({ e: 'open-failed', worker: id, key, reason })
     }

@@ -112,6 +112,7 @@ export function prepareDrain({
       phase = 'draining'
       process.once('exit', onExit)
       since = performance.now()
+      ledger.leaving = true
       http1.leaveAll()
       withdrawAll()
       const leaving = new Set([...servers, ...held().flatMap(({ server }) => server ?? [])])
