@@ -81,10 +81,15 @@ export async function pinGeneration(config: Config, env: NodeJS.ProcessEnv): Pro
       args: config.args,
       env: { ...inherited(env), ...envFile.env },
       version: manifest?.version ?? '',
-      fingerprint: fingerprint(entry, manifest?.path),
+      fingerprint: fingerprint(entry),
       policy: policyOf(config),
     },
   }
+}
+
+/** Whether the code on disk is not what was pinned any more: deployed in place, or gone. */
+export function hasChanged({ entry, fingerprint: pinned }: Pinned): boolean {
+  return fingerprint(entry) !== pinned
 }
 
 export function policyOf(config: Config): Policy {
@@ -251,7 +256,8 @@ function packageIn(directory: string): Manifest | undefined {
 }
 
 /** Two pins with the same fingerprint boot the same code, as far as its entry, package and lock file can tell. */
-function fingerprint(entry: string, manifest: string | undefined): string {
+function fingerprint(entry: string): string {
+  const manifest = packageOf(entry)?.path
   const files = [entry, ...(manifest ? [manifest, join(dirname(manifest), 'package-lock.json')] : [])]
   const hash = createHash('sha256')
   for (const file of files) {
