@@ -183,8 +183,17 @@ function resolveEntry(config: Config): string {
 function fileAt(path: string): string | undefined {
   return ['', '.js', '.mjs', '.cjs']
     .map((extension) => path + extension)
-    .filter((candidate) => statSync(candidate, { throwIfNoEntry: false })?.isFile())
+    .filter(isFile)
     .map((candidate) => realpathSync.native(candidate))[0]
+}
+
+/** Whatever else is wrong with a path, such as a file for a directory, {@link follow} says in a sentence. */
+function isFile(path: string): boolean {
+  try {
+    return statSync(path).isFile()
+  } catch {
+    return false
+  }
 }
 
 function mainOf(directory: string): string | undefined {
