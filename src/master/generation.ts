@@ -2,7 +2,6 @@
  * What a generation pins: the code on disk, the Node binary, the environment and the configuration as they are at
  * one moment. Vacancies of this generation are filled from the same pin, whatever is deployed meanwhile.
  */
-import { createHash } from 'node:crypto'
 import { closeSync, existsSync, openSync, readFileSync, readSync, realpathSync, statSync } from 'node:fs'
 import { basename, dirname, extname, join } from 'node:path'
 import { readEnvFile } from '../config.ts'
@@ -268,10 +267,11 @@ function packageIn(directory: string): Manifest | undefined {
 function fingerprint(entry: string): string {
   const manifest = packageOf(entry)?.path
   const files = [entry, ...(manifest ? [manifest, join(dirname(manifest), 'package-lock.json')] : [])]
-  const hash = createHash('sha256')
-  for (const file of files) {
-    const stat = statSync(file, { throwIfNoEntry: false })
-    hash.update(`${file} ${stat?.ino} ${stat?.size} ${stat?.mtimeMs}\n`)
-  }
-  return hash.digest('hex').slice(0, 16)
+  // As text: a hash would load node:crypto, 5 MB of the master's memory on Node 24 and 26.
+  return files
+    .map((file) => {
+      const stat = statSync(file, { throwIfNoEntry: false })
+      return `${file} ${stat?.ino} ${stat?.size} ${stat?.mtimeMs}`
+    })
+    .join('\n')
 }

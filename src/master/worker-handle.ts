@@ -183,7 +183,8 @@ export class WorkerHandle {
 function firstFrame({ name, message, stack }: Failure): string {
   const lines = stack.split('\n')
   const frame = lines
-    .find((line) => /^\s+at /.test(line) && !/\(?node:/.test(line))
+    // Not Node's frames, nor ours: EADDRINUSE is made by the guest.
+    .find((line) => /^\s+at /.test(line) && !/\(?node:|\/preload\.cjs:/.test(line))
     ?.trim()
     .replace(/^at /, '')
   // A syntax error has its place in front of its stack: file:line, the source, a caret.

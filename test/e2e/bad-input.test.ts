@@ -311,14 +311,16 @@ t.test('a first generation that cannot start', async (t) => {
     `const cluster = require('node:cluster')
      if (cluster.isPrimary) cluster.fork()
      else ${listens(port)}`,
-    /this app forks workers of its own with node:cluster.*--workers N/,
+    /this app forks workers of its own with node:cluster.*--workers N.*\/app\.cjs:2/,
   )
 
   const stranger = net.createServer()
   await new Promise<void>((resolve) => stranger.listen(port, '127.0.0.1', resolve))
   t.teardown(() => stranger.close())
   const owner = `the address is in use by pid ${process.pid} (`
-  await fails('app.cjs', listens(port), `listen EADDRINUSE: address already in use 127.0.0.1:${port}`, owner)
+  const inUse = `listen EADDRINUSE: address already in use 127.0.0.1:${port}`
+  const log = (await fails('app.cjs', listens(port), inUse, owner)).events().at(-1)?.msg
+  t.notMatch(log, 'preload.cjs', 'no place in our own code is named')
   const other = await freePort(t)
   await fails('app.cjs', listens(other, listens(port)), owner)
   await fails('app.cjs', `require('node:net').createServer().listen('${'x'.repeat(108)}')`, 'ENAMETOOLONG')
