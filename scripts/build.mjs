@@ -37,12 +37,25 @@ async function bundle(options) {
 // master cannot mix versions. Some of them are CommonJS and need a `require`.
 const require = `import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);`
 const jsonSchemaMaker = `dist/.jsonschema.${process.pid}.mjs`
+// Loaded at the start, and only on a terminal: stays a file of its own.
+const prettyApart = {
+  name: 'pretty-apart',
+  setup: ({ onResolve }) =>
+    onResolve({ filter: /\/pretty\.ts$/ }, () => ({ path: './pretty.mjs', external: true })),
+}
 await Promise.all([
   bundle({
     entryPoints: ['src/cli.ts'],
     outfile: 'dist/cli.mjs',
     format: 'esm',
     minifySyntax: true,
+    banner: { js: require },
+    plugins: [prettyApart],
+  }),
+  bundle({
+    entryPoints: ['src/master/pretty.ts'],
+    outfile: 'dist/pretty.mjs',
+    format: 'esm',
     banner: { js: require },
   }),
   bundle({ entryPoints: ['src/worker/preload.ts'], outfile: 'dist/preload.cjs', format: 'cjs' }),

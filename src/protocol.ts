@@ -115,6 +115,8 @@ export type FromWorker =
   | { readonly t: 'counts'; readonly counts: Counts }
   /** No connection is left, or the deadline cut the rest; the app's own shutdown begins. */
   | { readonly t: 'drained'; readonly counts: Counts; readonly cut: readonly Held[] }
+  /** The app ends the process in the midst of its drain. */
+  | { readonly t: 'died'; readonly counts: Counts; readonly lost: readonly Held[] }
   | { readonly t: 'failed'; readonly failure: Failure }
   /** Last lines of stderr of a worker that ends before it was ready. */
   | { readonly t: 'stderr'; readonly text: string }
@@ -127,7 +129,12 @@ export type ToWorker =
   | { readonly t: 'answer'; readonly id: number; readonly ok: KnownListener }
   | { readonly t: 'answer'; readonly id: number; readonly error: WireError }
   /** Comes with a handle: the answer to claim `id`. Listen(2) once, close this copy, answer `verified`. */
-  | { readonly t: 'handle'; readonly purpose: 'verify'; readonly listener: KnownListener; readonly id: number }
+  | {
+      readonly t: 'handle'
+      readonly purpose: 'verify'
+      readonly listener: KnownListener
+      readonly id: number
+    }
   /** Comes with a handle: the grant. Accept on it, answer `opened`. */
   | { readonly t: 'handle'; readonly purpose: 'open'; readonly listener: KnownListener }
   | { readonly t: 'withdraw'; readonly key: string }
@@ -172,7 +179,12 @@ function isWireAddress(x: unknown): x is WireAddress {
 
 function isCounts(x: unknown): x is Counts {
   return (
-    isRecord(x) && isCount(x.accepted) && isCount(x.open) && isCount(x.requests) && isCount(x.active) && isCount(x.cut)
+    isRecord(x) &&
+    isCount(x.accepted) &&
+    isCount(x.open) &&
+    isCount(x.requests) &&
+    isCount(x.active) &&
+    isCount(x.cut)
   )
 }
 
@@ -187,6 +199,8 @@ function isHeld(x: unknown): x is Held {
   )
 }
 
+const isHeldList = (x: unknown): boolean => Array.isArray(x) && x.length <= 1000 && x.every(isHeld)
+
 const guards: { readonly [T in FromWorker['t']]: (m: Record<string, unknown>) => boolean } = {
   hello: (m) => typeof m.version === 'number' && isText(m.node, 64),
   claim: (m) => isCount(m.id) && isWireAddress(m.address) && isCount(m.backlog),
@@ -199,7 +213,8 @@ const guards: { readonly [T in FromWorker['t']]: (m: Record<string, unknown>) =>
   ready: () => true,
   draining: (m) => isCount(m.timeoutMs),
   counts: (m) => isCounts(m.counts),
-  drained: (m) => isCounts(m.counts) && Array.isArray(m.cut) && m.cut.length <= 1000 && m.cut.every(isHeld),
+  drained: (m) => isCounts(m.counts) && isHeldList(m.cut),
+  died: (m) => isCounts(m.counts) && isHeldList(m.lost),
   failed: (m) =>
     isRecord(m.failure) &&
     isText(m.failure.name, 256) &&
@@ -212,7 +227,8 @@ const guards: { readonly [T in FromWorker['t']]: (m: Record<string, unknown>) =>
 
 /** The message that `x` is, or undefined when it is not one of ours or not well formed. */
 export function fromWorker(x: unknown): FromWorker | undefined {
-  if (!isRecord(x) || x.cmd !== CMD || typeof x.t !== 'string' || !Object.hasOwn(guards, x.t)) return undefined
+  if (!isRecord(x) || x.cmd !== CMD || typeof x.t !== 'string' || !Object.hasOwn(guards, x.t))
+    return undefined
   return guards[x.t as FromWorker['t']](x) ? (x as unknown as FromWorker) : undefined
 }
 

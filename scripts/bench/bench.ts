@@ -27,8 +27,8 @@ const DEADLINE_MS = 60_000
 export interface LogLine {
   readonly event?: string
   readonly msg?: string
-  /** Epoch milliseconds. */
-  readonly time?: number
+  /** ISO 8601, to the millisecond. */
+  readonly time?: string
   readonly [key: string]: unknown
 }
 
@@ -80,7 +80,9 @@ export class Child {
         settle()
       }
       const fail = (why: string): void =>
-        done(() => reject(new Error(`${this.#name} (pid ${this.pid}) ${why} ${events.join(' or ')}:\n${this.log()}`)))
+        done(() =>
+          reject(new Error(`${this.#name} (pid ${this.pid}) ${why} ${events.join(' or ')}:\n${this.log()}`)),
+        )
       const look = (): void => {
         for (; next < this.lines.length; next++) {
           const line = this.lines[next]
@@ -95,7 +97,10 @@ export class Child {
   }
 
   log(): string {
-    return this.lines.slice(-30).map((line) => `  ${line.msg ?? JSON.stringify(line)}`).join('\n')
+    return this.lines
+      .slice(-30)
+      .map((line) => `  ${line.msg ?? JSON.stringify(line)}`)
+      .join('\n')
   }
 
   /** @throws when it is not gone in time */
@@ -103,7 +108,9 @@ export class Child {
     this.process.kill(signal)
     const late = sleep(DEADLINE_MS, 'late' as const, { ref: false })
     if ((await Promise.race([this.exited, late])) === 'late') {
-      throw new Error(`${this.#name} (pid ${this.pid}) has not ended ${DEADLINE_MS} ms after ${signal}:\n${this.log()}`)
+      throw new Error(
+        `${this.#name} (pid ${this.pid}) has not ended ${DEADLINE_MS} ms after ${signal}:\n${this.log()}`,
+      )
     }
   }
 }
@@ -117,8 +124,17 @@ export class Bench {
     const { PATH = '', HOME = '' } = process.env
     const env = { PATH, HOME, TMPDIR: this.directory, [TOKEN]: this.token, ...options.env }
     const { core = null, cwd } = options
-    const [program, ...rest] = core === null ? [command, ...args] : ['taskset', '-c', String(core), command, ...args]
-    return new Child(name, spawn(program ?? command, rest, { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] }))
+    const [program, ...rest] =
+      core === null ? [command, ...args] : ['taskset', '-c', String(core), command, ...args]
+    // A session of its own for each. usr2 gives its workers one, and Linux shares a contended processor out by session
+    // (autogroup, sched(7)): beside other work a bare app in our session got less than half of what a worker got.
+    const child = spawn(program ?? command, rest, {
+      cwd,
+      env,
+      detached: true,
+      stdio: ['ignore', 'pipe', 'pipe'],
+    })
+    return new Child(name, child)
   }
 
   /** Runs a program to its end and gives its output. @throws if it fails, with what it said */
@@ -178,7 +194,10 @@ export interface ServeOptions {
 }
 
 /** `node app.cjs`. Resolves when it answers. */
-export async function serveBare(bench: Bench, { node, bootMs = 0, core = null }: ServeOptions): Promise<Served> {
+export async function serveBare(
+  bench: Bench,
+  { node, bootMs = 0, core = null }: ServeOptions,
+): Promise<Served> {
   const port = await freePort()
   const child = bench.start('the app', node, [APP], { env: { PORT: `${port}`, BOOT_MS: `${bootMs}` }, core })
   await firstAnswer(port, () => true, child)
@@ -245,7 +264,11 @@ export function ask(port: number): Promise<number | null> {
 }
 
 /** @throws when it did not become true in time */
-export async function until(fact: () => boolean | Promise<boolean>, what: string, timeoutMs = DEADLINE_MS): Promise<void> {
+export async function until(
+  fact: () => boolean | Promise<boolean>,
+  what: string,
+  timeoutMs = DEADLINE_MS,
+): Promise<void> {
   const end = performance.now() + timeoutMs
   while (!(await fact())) {
     if (performance.now() > end) throw new Error(`gave up after ${timeoutMs} ms waiting for ${what}`)
@@ -288,7 +311,8 @@ export function cores(): { readonly server: number | null; readonly client: numb
 }
 
 /** `Node v20.20.2`, of that binary. */
-export const nodeVersion = (node: string): string => execFileSync(node, ['--version'], { encoding: 'utf8' }).trim()
+export const nodeVersion = (node: string): string =>
+  execFileSync(node, ['--version'], { encoding: 'utf8' }).trim()
 
 /** Progress, for whoever waits; the results go to stdout. */
 export const progress = (text: string): void => console.error(text)

@@ -75,24 +75,40 @@ async function measure(bench: Bench, name: SubjectName, profile: Profile, reload
     const gone = await goneIn(before, OLD_GONE_MS)
     times.push({ doneMs, oldGoneMs: gone ? performance.now() - at : null, before })
     await sleep(STEADY_MS)
-    if (count % 10 === 0) {
+    if (count % 10 === 0 || count === reloads) {
       const { requests, failed } = await load.snapshot()
       progress(`${name}, ${profile}, ${node}: ${count} reloads, ${requests} requests, ${failed} failed`)
     }
   }
   const result = await load.stop()
   await subject.stop()
-  return { subject: name, profile, node, load: result, reloads: times.map((time, at) => reloadOf(result, time, at)) }
+  return {
+    subject: name,
+    profile,
+    node,
+    load: result,
+    reloads: times.map((time, at) => reloadOf(result, time, at)),
+  }
 }
 
-function trafficFor({ hasApp }: Subject, profile: Profile): { traffic: readonly Traffic[]; skipped: string[] } {
+function trafficFor(
+  { hasApp }: Subject,
+  profile: Profile,
+): { traffic: readonly Traffic[]; skipped: string[] } {
   const all = TRAFFIC[profile]
   const needsApp = ({ mode }: Traffic): boolean => ['post', 'slow', 'stream'].includes(mode)
   if (hasApp) return { traffic: all, skipped: [] }
-  return { traffic: all.filter((one) => !needsApp(one)), skipped: all.filter(needsApp).map(({ mode }) => mode) }
+  return {
+    traffic: all.filter((one) => !needsApp(one)),
+    skipped: all.filter(needsApp).map(({ mode }) => mode),
+  }
 }
 
-function reloadOf(load: LoadResult, { doneMs, oldGoneMs }: Pick<Reload, 'doneMs' | 'oldGoneMs'>, at: number): Reload {
+function reloadOf(
+  load: LoadResult,
+  { doneMs, oldGoneMs }: Pick<Reload, 'doneMs' | 'oldGoneMs'>,
+  at: number,
+): Reload {
   const phase = load.phases[at + 1]
   const next = load.phases[at + 2]
   if (phase === undefined) throw new Error(`the load client has no phase for reload ${at + 1}`)
@@ -108,7 +124,9 @@ function reloadOf(load: LoadResult, { doneMs, oldGoneMs }: Pick<Reload, 'doneMs'
 }
 
 const classes = (failures: Readonly<Record<string, number>>): string =>
-  Object.entries(failures).map(([failure, count]) => `${failure} ${count}`).join(' ')
+  Object.entries(failures)
+    .map(([failure, count]) => `${failure} ${count}`)
+    .join(' ')
 
 function report(runs: readonly Run[]): string {
   const rows = runs.map(({ subject, profile, node, reloads, load }) => {
@@ -121,10 +139,21 @@ function report(runs: readonly Run[]): string {
       ...[msOf(reloads, 'firstAnswerMs'), msOf(reloads, 'doneMs'), msOf(reloads, 'oldGoneMs')],
     ]
   })
-  const head = ['', 'profile', 'node', 'reloads', 'requests', 'failed', 'per reload, median [min-max]', 'by mode and class']
+  const head = [
+    '',
+    'profile',
+    'node',
+    'reloads',
+    'requests',
+    'failed',
+    'per reload, median [min-max]',
+    'by mode and class',
+  ]
   const lines = [table([...head, 'first new answer ms', 'done ms', 'old gone ms'], rows), '']
   for (const { subject, profile, node, reloads, load } of runs) {
-    lines.push(`${subject}, ${profile}, ${node}: failed per reload: ${reloads.map(({ failed }) => failed).join(' ')}`)
+    lines.push(
+      `${subject}, ${profile}, ${node}: failed per reload: ${reloads.map(({ failed }) => failed).join(' ')}`,
+    )
     reloads.forEach(({ failures }, at) => failures && lines.push(`  reload ${at + 1}: ${failures}`))
     if (load.failed > 0 && subject === 'usr2') lines.push(summary(load))
   }
@@ -150,7 +179,8 @@ function middle(sorted: readonly number[]): number {
 
 await bench(async (bench) => {
   const profiles = flags.profiles.split(',') as Profile[]
-  for (const profile of profiles) if (!(profile in TRAFFIC)) throw new Error(`no profile ${profile}: mix, hot`)
+  for (const profile of profiles)
+    if (!(profile in TRAFFIC)) throw new Error(`no profile ${profile}: mix, hot`)
   const all: readonly SubjectName[] = flags.peers ? ['usr2', ...PEERS] : ['usr2']
   const subjects = flags.only === undefined ? all : (flags.only.split(',') as SubjectName[])
   const runs: Run[] = []

@@ -22,6 +22,8 @@ export type Answer =
 export interface StartLoadOptions {
   /** In addition to PATH, HOME and TMPDIR: nothing else of our own environment reaches the client. */
   readonly env?: Readonly<Record<string, string>>
+  /** The processor core it is to stay on (taskset(1)). */
+  readonly core?: number | null
 }
 
 export class RemoteLoad {
@@ -61,10 +63,12 @@ export class RemoteLoad {
   }
 
   /** @internal */
-  static start(options: RemoteLoadOptions, { env = {} }: StartLoadOptions): Promise<RemoteLoad> {
+  static start(options: RemoteLoadOptions, { env = {}, core = null }: StartLoadOptions): Promise<RemoteLoad> {
     const main = fileURLToPath(new URL('load-main.ts', import.meta.url))
     const { PATH = '', HOME = '' } = process.env
-    const child = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), main], {
+    const node = [process.execPath, '--import', import.meta.resolve('tsx'), main]
+    const [command = '', ...args] = core === null ? node : ['taskset', '-c', `${core}`, ...node]
+    const child = spawn(command, args, {
       env: { PATH, HOME, TMPDIR: tmpdir(), ...env },
       stdio: ['pipe', 'pipe', 'pipe'],
     })

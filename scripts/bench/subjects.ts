@@ -1,7 +1,18 @@
 /** What is reloaded under load: usr2, and its peers in the same harness with the same app. */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { APP, type Bench, Child, CLUSTER_PEER, firstAnswer, freePort, reloadUsr2, serveUsr2, until, which } from './bench.ts'
+import {
+  APP,
+  type Bench,
+  Child,
+  CLUSTER_PEER,
+  firstAnswer,
+  freePort,
+  reloadUsr2,
+  serveUsr2,
+  until,
+  which,
+} from './bench.ts'
 import { childrenOf } from './proc.ts'
 
 export interface Subject {
@@ -132,7 +143,9 @@ async function nginx(bench: Bench, { workers }: SubjectOptions): Promise<Subject
   const port = await freePort()
   const home = join(bench.directory, 'nginx')
   mkdirSync(join(home, 'temp'), { recursive: true })
-  const temps = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((kind) => `${kind}_temp_path ${home}/temp;`)
+  const temps = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map(
+    (kind) => `${kind}_temp_path ${home}/temp;`,
+  )
   const config = join(home, 'nginx.conf')
   writeFileSync(
     config,

@@ -45,3 +45,19 @@ export function hasTerminal(): boolean {
     return false
   }
 }
+
+/**
+ * Puts /dev/null where a terminal that is gone was. Node gives the terminal its settings back when it ends, and where
+ * that fails with EIO it aborts (src/node.cc, ResetStdio): a stop that went well would end with SIGABRT and a core file.
+ */
+export function letGoOfTerminal(): void {
+  for (const fd of [0, 1, 2]) {
+    try {
+      closeSync(fd)
+      // The lowest free descriptor: the one just closed.
+      openSync('/dev/null', 'r+')
+    } catch {
+      // It was closed before.
+    }
+  }
+}

@@ -43,3 +43,13 @@ export function signalGroup(leader: number, signal: NodeJS.Signals): void {
     // Gone.
   }
 }
+
+/** A process of another user's is one, too. */
+export function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch (error) {
+    return error instanceof Error && 'code' in error && error.code === 'EPERM'
+  }
+}

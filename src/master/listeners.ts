@@ -56,6 +56,10 @@ export class Listeners {
     return [...this.held.values()].map(({ known }) => known)
   }
 
+  has(key: ListenerKey): boolean {
+    return this.held.has(key)
+  }
+
   /** A worker wants to listen on an address that it does not know to be held. */
   claim(worker: WorkerHandle, id: number, wire: WireAddress): void {
     const address = wire as Address

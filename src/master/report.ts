@@ -4,20 +4,27 @@
  */
 import { createRequire } from 'node:module'
 import pino from 'pino'
-import type { DestinationStream, Logger } from 'pino'
-import pretty from 'pino-pretty'
+import type { Logger } from 'pino'
 import type { Held } from '../protocol.ts'
 import type { Verdict as Decision } from '../rollout/state.ts'
 import type { Pinned } from './generation.ts'
 
 export type { Logger }
 
-/** JSON lines on stderr, so that the app's stdout stays the app's; readable lines on a terminal. */
-export function createLogger(level: string, name: string): Logger {
-  const isTerminal = process.stderr.isTTY === true
-  const destination: DestinationStream = isTerminal
-    ? pretty({ destination: 2, sync: true, ignore: 'name,master,event', translateTime: 'SYS:HH:MM:ss.l' })
-    : pino.destination({ dest: 2, sync: true })
+/** Lines that cannot be written are kept so far, for a disk that has room again. */
+const MAX_UNWRITTEN_BYTES = 1024 * 1024
+
+/**
+ * JSON lines on stderr, so that the app's stdout stays the app's; readable lines on a terminal. A service has no
+ * terminal, and its master is spared 1 MB for them.
+ */
+export async function createLogger(level: string, name: string): Promise<Logger> {
+  const destination =
+    process.stderr.isTTY === true
+      ? (await import('./pretty.ts')).prettyStderr()
+      : pino.destination({ dest: 2, sync: true, maxLength: MAX_UNWRITTEN_BYTES })
+  // A full disk (ENOSPC) or a terminal that is gone (EIO) must not end the master; unheard, an 'error' would.
+  destination.on('error', () => {})
   return pino(
     {
       level,

@@ -6,9 +6,10 @@ import { defaultControlPath, loadConfig, needsRestart, startDirectory } from '..
 import type { Config } from '../config.ts'
 import { openControl } from './control.ts'
 import type { Control } from './control.ts'
-import { hasTerminal, listenToSignals } from './early-signals.ts'
+import { hasTerminal, letGoOfTerminal, listenToSignals } from './early-signals.ts'
 import { pinGeneration, stopBudgetMs } from './generation.ts'
 import type { PinResult } from './generation.ts'
+import { isAlive } from './leftovers.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
 import { createLogger, ownVersion, seconds } from './report.ts'
@@ -36,7 +37,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   const place = defaultControlPath(config, env, canWrite)
   if (!place.ok) return complain(1, [place.complaint])
 
-  const log = createLogger(config.logLevel, config.name)
+  const log = await createLogger(config.logLevel, config.name)
   for (const warning of loaded.warnings) log.warn({}, warning)
   // Nothing of ours may pin a release's directory; the workers get theirs with each spawn.
   process.chdir('/')
@@ -99,7 +100,7 @@ function complain(status: 1 | 2, complaints: readonly string[]): number {
   return status
 }
 
-type Log = ReturnType<typeof createLogger>
+type Log = Awaited<ReturnType<typeof createLogger>>
 
 function writePid({ pidFile }: Config, log: Log): void {
   if (pidFile === null) return
@@ -129,14 +130,15 @@ function takeSignals(supervisor: Supervisor, log: Log, env: NodeJS.ProcessEnv): 
     )
   }
   listenToSignals((signal) => {
+    // "The terminal is gone" comes by the same signal as "reload". Before the first word to it.
+    const isHangup = signal === 'SIGHUP' && hadTerminal && !hasTerminal()
+    if (isHangup) letGoOfTerminal()
     log.info({ event: 'signal', signal }, `got ${signal}`)
     switch (signal) {
       case 'SIGUSR2':
         return supervisor.reloadUnattended()
       case 'SIGHUP':
-        // "The terminal is gone" comes by the same signal as "reload".
-        if (hadTerminal && !hasTerminal()) return supervisor.stop('graceful')
-        return supervisor.reloadUnattended()
+        return isHangup ? supervisor.stop('graceful') : supervisor.reloadUnattended()
       case 'SIGTERM':
       case 'SIGINT':
         return supervisor.stop(supervisor.stopping ? 'now' : 'graceful')
@@ -185,15 +187,6 @@ function makeRuntimeDirectory(control: string, name: string): string {
     throw error
   }
   return directory
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return error instanceof Error && 'code' in error && error.code === 'EPERM'
-  }
 }
 
 /** Beside the built CLI. */

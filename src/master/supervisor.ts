@@ -5,7 +5,8 @@
  * there. This file decides nothing: where it seems to choose, it looks up who holds what.
  */
 import type { Config } from '../config.ts'
-import type { FromWorker, KnownListener } from '../protocol.ts'
+import { MAX_DRAIN_MS } from '../protocol.ts'
+import type { FromWorker, Held, KnownListener } from '../protocol.ts'
 import { accepts, currentOf, holder, roleOf, serves, stateOf } from '../rollout/questions.ts'
 import { initialState } from '../rollout/state.ts'
 import type {
@@ -157,13 +158,19 @@ export class Supervisor implements Face {
         // By both ways: the guest hides SIGTERM from the app while it serves, and a worker that has not loaded its
         // guest knows only the signal.
         const handle = this.handles.get(command.worker)
+        if (handle) this.warnOfForce(handle, 'terminated', 'has not left in time', 'SIGTERM')
         handle?.send({ t: 'exit' })
         return handle?.signal('SIGTERM')
       }
-      case 'kill':
-        return this.handles.get(command.worker)?.signal('SIGKILL')
+      case 'kill': {
+        const handle = this.handles.get(command.worker)
+        if (handle) this.warnOfForce(handle, 'killed', 'is still there', 'SIGKILL')
+        return handle?.signal('SIGKILL')
+      }
       case 'release':
         void this.listeners.release(command.key)
+        // In a stop an app's own `unlink` of its socket on SIGTERM still finds nothing to complain about.
+        if (this.stopping) return
         for (const handle of this.handles.values()) handle.send({ t: 'forget', key: command.key })
         return
       case 'unpin':
@@ -231,6 +238,11 @@ export class Supervisor implements Face {
         return this.listeners.proved(handle, message.key, message.error)
       case 'claimed':
         this.extendWhileStarting()
+        if (!this.listeners.has(message.key)) {
+          // Never let into the machine: it would want it of every successor, and none could ever be ready.
+          const text = `slot ${handle.slot} says that it listens on ${message.key}, which this master does not hold`
+          return this.log.warn({ ...handle.facts, event: 'claim-refused', listener: message.key }, text)
+        }
         return this.dispatch({ e: 'claimed', worker, key: message.key })
       case 'unclaimed':
         return this.dispatch({ e: 'unclaimed', worker, key: message.key })
@@ -247,7 +259,12 @@ export class Supervisor implements Face {
       case 'ready':
         return this.dispatch({ e: 'said-ready', worker })
       case 'draining':
-        return this.dispatch({ e: 'drain-began', worker, timeoutMs: message.timeoutMs })
+        // No word of a worker's puts a stop off for ever.
+        return this.dispatch({
+          e: 'drain-began',
+          worker,
+          timeoutMs: Math.min(message.timeoutMs, MAX_DRAIN_MS),
+        })
       case 'drained':
         if (message.counts.cut > 0) this.reportCuts(handle, message)
         return this.dispatch({ e: 'worker-drained', worker })
@@ -265,24 +282,48 @@ export class Supervisor implements Face {
         return this.extendWhileStarting()
       case 'failed':
       case 'stderr':
+      case 'died':
         // Kept by the handle for the reason of its exit.
         return
     }
   }
 
+  /** A worker that hangs cannot say what it cuts off; what it said last is at most a second older than its hang. */
+  private warnOfForce(handle: WorkerHandle, event: string, why: string, signal: string): void {
+    const { open, active } = handle.counts
+    const held = `${plural(open, 'connection')}, ${plural(active, 'request')} in flight when it last said so`
+    const text = `slot ${handle.slot} (pid ${handle.pid}) ${why} and gets ${signal}: ${held}`
+    this.log.warn({ ...handle.facts, event, connections: open, active }, text)
+  }
+
   private reportCuts(handle: WorkerHandle, { counts, cut }: Extract<FromWorker, { t: 'drained' }>): void {
-    const named = cut.slice(0, MAX_NAMED_CUTS)
-    const more = counts.cut > named.length ? `, and ${counts.cut - named.length} more` : ''
     this.log.warn(
-      { ...handle.facts, event: 'cut', cut: counts.cut, connections: named },
-      `cut ${plural(counts.cut, 'connection')} at the drain deadline: ${named.map(heldText).join('; ')}${more}`,
+      { ...handle.facts, event: 'cut', cut: counts.cut, connections: cut.slice(0, MAX_NAMED_CUTS) },
+      `cut ${plural(counts.cut, 'connection')} at the drain deadline: ${namedCuts(cut, counts.cut)}`,
     )
+  }
+
+  /**
+   * A worker that ends before its drain is over takes what it held with it. Gives how much of that it could not count
+   * itself: killed, it has no last words, and what it said last is at most a second old.
+   */
+  private reportDeathInDrain(handle: WorkerHandle, reason: string): number {
+    const { lost, counts, facts } = handle
+    if (this.state.workers.get(handle.id)?.phase.k !== 'draining') return 0
+    const cut = lost ? counts.cut : counts.active
+    const held = lost
+      ? namedCuts(lost, cut)
+      : `${plural(counts.open, 'connection')}, ${plural(counts.active, 'request')} in flight when it last said so`
+    const text = `${reason}, in the midst of its drain; cut ${plural(cut, 'connection')}${held ? `: ${held}` : ''}`
+    this.log.error({ ...facts, event: 'died-draining', cut, connections: lost ?? [], reason }, text)
+    return lost ? 0 : cut
   }
 
   private onExit(handle: WorkerHandle, { reason, stillborn }: WorkerExit): void {
     this.handles.delete(handle.id)
     this.listeners.forget(handle)
-    const { accepted, requests, cut } = handle.counts
+    const cut = handle.counts.cut + this.reportDeathInDrain(handle, reason)
+    const { accepted, requests } = handle.counts
     const sum = this.ended.get(handle.generation) ?? { accepted: 0, requests: 0, cut: 0 }
     const total = { accepted: sum.accepted + accepted, requests: sum.requests + requests, cut: sum.cut + cut }
     this.ended.set(handle.generation, total)
@@ -612,4 +653,11 @@ export class Supervisor implements Face {
         return null
     }
   }
+}
+
+/** Those that are named, and how many more there are of `count`. */
+function namedCuts(cut: readonly Held[], count: number): string {
+  const named = cut.slice(0, MAX_NAMED_CUTS)
+  const more = count > named.length ? `, and ${count - named.length} more` : ''
+  return named.map(heldText).join('; ') + more
 }

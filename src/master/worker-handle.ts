@@ -7,7 +7,7 @@ import type { ChildProcess } from 'node:child_process'
 import type { EventEmitter } from 'node:events'
 import { existsSync } from 'node:fs'
 import { CMD, GUEST_ENV, PROTOCOL_VERSION, fromWorker } from '../protocol.ts'
-import type { Counts, Failure, FromWorker, GuestConfig, KnownListener, ToWorker } from '../protocol.ts'
+import type { Counts, Failure, FromWorker, GuestConfig, Held, KnownListener, ToWorker } from '../protocol.ts'
 import type { GenerationId, SlotIndex, WorkerId } from '../rollout/state.ts'
 import type { Pinned } from './generation.ts'
 
@@ -44,6 +44,8 @@ export class WorkerHandle {
   readonly child: ChildProcess
   readonly startedAt = performance.now()
   counts: Counts = NO_COUNTS
+  /** What it held when its app ended it in the midst of its drain; null where it had no time to say so. */
+  lost: readonly Held[] | null = null
   alive = true
   saidHello = false
   private readonly parts: WorkerParts
@@ -138,6 +140,10 @@ export class WorkerHandle {
     else if (message.t === 'failed') this.failure = message.failure
     else if (message.t === 'stderr') this.stderr = message.text
     else if (message.t === 'counts' || message.t === 'drained') this.counts = message.counts
+    else if (message.t === 'died') {
+      this.counts = message.counts
+      this.lost = message.lost
+    }
     this.parts.onMessage(this, message)
   }
 

@@ -441,9 +441,18 @@ function stop(draft: Draft, status: 0 | 1, why: readonly string[]): void {
     endRollout(draft, 'overtaken', reasons)
   }
   draft.top = { k: 'stopping', status, why }
+  // Not only at the end: for as long as a slow drain lasts clients would connect, hang, and be reset in the end.
+  draft.setDropping([...draft.dropping, ...allListeners(draft)])
   draft.order({ c: 'announce', what: { a: 'stopping', status, why } })
   const asks = next.map((waiting) => waiting.ask)
   answer(draft, asks, verdict(draft, 'overtaken', 'r0', null, reasons, 0))
+}
+
+function allListeners(draft: Draft): ListenerKey[] {
+  const wanted = [...draft.generations.values()].flatMap(({ slots }) =>
+    slots.flatMap(({ wants }) => [...(wants ?? [])]),
+  )
+  return [...wanted, ...[...draft.workers.values()].flatMap(({ claims }) => [...claims.keys()])]
 }
 
 /** A worker that cannot be used any more is told to exit at once; its slot is treated as if it had died. */
@@ -817,7 +826,9 @@ function openGate(draft: Draft, worker: Worker): void {
 
 function leaveIfSpare(draft: Draft, worker: Worker, why: Leave): void {
   const current = draft.generation(currentOf(draft.top) ?? -1)
-  if (isSpare(current, draft.workers, worker)) leave(draft, worker, why)
+  if (isSpare(current, draft.workers, worker)) return leave(draft, worker, why)
+  // It accepts, and had lost its readiness as a candidate: nothing more is expected of it.
+  if (worker.phase.k === 'booting') draft.setWorker({ ...worker, phase: { k: 'ready', since: draft.at } })
 }
 
 /** Tells a worker to drain and go, once. One that never accepted has nothing to drain: only its shutdown is left. */
@@ -865,6 +876,7 @@ function limitDraining(draft: Draft): void {
  * copy that nobody polls is a black hole in which clients connect and hang.
  */
 function releaseDropped(draft: Draft): void {
+  // A rollout may want it again.
   if (draft.dropping.size === 0 || draft.top.k === 'rolling-out') return
   const claimants = (key: ListenerKey): Worker[] =>
     [...draft.workers.values()].filter(({ claims }) => claims.has(key))

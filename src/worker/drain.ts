@@ -7,7 +7,7 @@
 import type net from 'node:net'
 import { MAX_DRAIN_MS } from '../protocol.ts'
 import type { Counts, Held, WorkerTimes } from '../protocol.ts'
-import { deferRequests, isHttp1 } from './http1.ts'
+import { deferRequests, isHttp1, isTls } from './http1.ts'
 import type { Http1 } from './http1.ts'
 import { describe, isIdle, isUpgraded } from './ledger.ts'
 import type { Connection, Ledger } from './ledger.ts'
@@ -27,6 +27,8 @@ export interface DrainParts {
   withdrawAll(): void
   onBegin(timeoutMs: number): void
   onOver(counts: Counts, cut: readonly Held[]): void
+  /** The process ends in the midst of the drain, and not by an order of ours. */
+  onDied(counts: Counts, lost: readonly Held[]): void
 }
 
 export interface Drain {
@@ -36,7 +38,15 @@ export interface Drain {
   readonly phase: 'serving' | 'draining' | 'over'
 }
 
-export function prepareDrain({ ledger, http1, servers, withdrawAll, onBegin, onOver }: DrainParts): Drain {
+export function prepareDrain({
+  ledger,
+  http1,
+  servers,
+  withdrawAll,
+  onBegin,
+  onOver,
+  onDied,
+}: DrainParts): Drain {
   let phase: Drain['phase'] = 'serving'
   let since = 0
   let deadline: NodeJS.Timeout | undefined
@@ -55,6 +65,7 @@ export function prepareDrain({ ledger, http1, servers, withdrawAll, onBegin, onO
     phase = 'over'
     clearTimeout(deadline)
     clearInterval(sweeper)
+    process.off('exit', onExit)
     ledger.onOpen = null
     ledger.onClose = null
     http1.standAside()
@@ -63,14 +74,24 @@ export function prepareDrain({ ledger, http1, servers, withdrawAll, onBegin, onO
 
   const cut = (): void => {
     if (phase !== 'draining') return
-    const now = performance.now()
     const left = held()
-    // Whom nothing was promised, and who asked for nothing, loses nothing.
-    const lost = left.filter((connection) => !isSilent(connection))
-    ledger.cut += lost.length
-    const named = lost.slice(0, MAX_NAMED).map((connection) => describe(connection, now))
+    const named = lose(left)
     for (const { socket } of left) socket.destroy()
     over(named)
+  }
+
+  /** Counts and names who loses something. Whom nothing was promised, and who asked for nothing, loses nothing. */
+  const lose = (left: readonly Connection[]): Held[] => {
+    const now = performance.now()
+    const lost = left.filter((connection) => !isSilent(connection))
+    ledger.cut += lost.length
+    return lost.slice(0, MAX_NAMED).map((connection) => describe(connection, now))
+  }
+
+  /** A `process.exit` in a request, or an uncaught exception: what the app cuts off is told like a deadline's cuts. */
+  const onExit = (): void => {
+    const lost = lose(held())
+    onDied(ledger.counts(), lost)
   }
 
   const sweep = (): void => {
@@ -89,6 +110,7 @@ export function prepareDrain({ ledger, http1, servers, withdrawAll, onBegin, onO
     begin(times) {
       if (phase !== 'serving') return
       phase = 'draining'
+      process.once('exit', onExit)
       since = performance.now()
       http1.leaveAll()
       withdrawAll()
@@ -130,6 +152,3 @@ function isSilent(connection: Connection): boolean {
   if (connection.started === 0) return socket.bytesRead === 0 || (http === undefined && isTls(server))
   return server.keepAliveTimeout === 0
 }
-
-/** A TLS connection without a request has sent bytes, its handshake; its socket is not known to HTTP yet. */
-const isTls = (server: net.Server): boolean => 'setSecureContext' in server

@@ -11,7 +11,8 @@
  */
 import http from 'node:http'
 import type { IncomingMessage, ServerResponse } from 'node:http'
-import https from 'node:https'
+import type https from 'node:https'
+import { createRequire } from 'node:module'
 import net from 'node:net'
 import type { Socket } from 'node:net'
 import { connectionOf, isNewest, isTooLate } from './ledger.ts'
@@ -19,16 +20,26 @@ import { connectionOf, isNewest, isTooLate } from './ledger.ts'
 /** How long a connection that said `Connection: close` reads on, for the client's FIN (RFC 9112, 9.6). */
 const LINGER_MS = 2_000
 
+export const isTls = (server: net.Server): boolean => 'setSecureContext' in server
+
+/**
+ * Loaded once the app has TLS of its own: an import would load it, and start OpenSSL, at every boot of every app
+ * (2 ms of processor time on Node 20, 13 ms on 26).
+ */
+const httpsServer = (): typeof https.Server =>
+  (loadedHttps ??= createRequire('/')('node:https') as typeof https).Server
+let loadedHttps: typeof https | undefined
+
 export const isHttp1 = (server: net.Server | undefined): server is http.Server | https.Server =>
-  server instanceof http.Server || server instanceof https.Server
+  server instanceof http.Server || (server !== undefined && isTls(server) && server instanceof httpsServer())
 
 type Head = (this: ServerResponse, ...args: unknown[]) => ServerResponse
 
 export interface Http1 {
   /** All servers leave: from now on every newest response says so. */
   leaveAll(): void
-  /** Servers whose `close()` by the app is ours to soften. */
-  readonly guarded: WeakSet<net.Server>
+  /** From now on the app's `close()` of this server is ours to soften. */
+  guard(server: net.Server): void
   /** The drain is over: from here on Node's own `close` and `closeIdleConnections` do what they always did. */
   standAside(): void
 }
@@ -59,7 +70,10 @@ export function softenHttp1(): Http1 {
     }
   }
 
-  for (const { prototype } of [http.Server, https.Server]) {
+  const softened = new WeakSet<http.Server>()
+  const soften = (prototype: http.Server): void => {
+    if (softened.has(prototype)) return
+    softened.add(prototype)
     const close = prototype.close
     const closeIdleConnections = prototype.closeIdleConnections
     prototype.close = function (this: http.Server, callback?: (error?: Error) => void) {
@@ -75,8 +89,13 @@ export function softenHttp1(): Http1 {
     }
   }
 
+  soften(http.Server.prototype)
+
   return {
-    guarded,
+    guard(server) {
+      guarded.add(server)
+      if (isHttp1(server) && isTls(server)) soften(httpsServer().prototype)
+    },
     leaveAll() {
       if (leaving !== 'over') leaving = 'all'
     },
@@ -98,7 +117,8 @@ function sayClose(response: ServerResponse, args: unknown[]): unknown[] {
   if (!connection || args[0] === 101 || !isNewest(response, connection)) return args
   connection.lastRequest = connection.started
   lingerAtEnd(connection.http ?? connection.socket)
-  const at = typeof args[1] === 'string' ? 2 : 1
+  // As in Node: headers in the third place win over the second, also without a reason (`writeHead(200, undefined, {…})`).
+  const at = typeof args[1] === 'string' || (args[2] !== undefined && args[2] !== null) ? 2 : 1
   const given = args[at]
   response.removeHeader('Keep-Alive')
   if (Array.isArray(given)) {
@@ -158,13 +178,33 @@ export function deferRequests(server: net.Server): void {
   server.emit = function (this: net.Server, ...args: unknown[]): boolean {
     if (!DEFERRED.has(args[0])) return emit.apply(this, args)
     const [, request, response] = args as [unknown, IncomingMessage, ServerResponse]
-    setImmediate(() => {
-      if (request.destroyed && response.destroyed) return
+    const { socket } = request
+    const waiting = waitingOn(socket)
+    const handOver = (): void => {
+      if (!waiting.delete(handOver) || (request.destroyed && response.destroyed)) return
       // Came after the response that said `Connection: close`: its client knows that it was not taken (RFC 9112,
       // 9.6) and may send it elsewhere, so it must not be executed here.
-      if (isTooLate(response, connectionOf(request.socket))) return
+      if (isTooLate(response, connectionOf(socket))) return
       emit.apply(this, args)
-    })
+    }
+    waiting.add(handOver)
+    setImmediate(handOver)
     return true
   } as typeof server.emit
+}
+
+const requestsWaiting = new WeakMap<Socket, Set<() => void>>()
+
+/**
+ * The requests of a connection that were parsed and not handed over yet. At the client's FIN they all are: nothing
+ * more can come, and Node ends its own side then, so that of a client that half-closes (`nc -N`) even a handler that
+ * answers at once would come too late, which without us it does not.
+ */
+function waitingOn(socket: Socket): Set<() => void> {
+  const known = requestsWaiting.get(socket)
+  if (known) return known
+  const waiting = new Set<() => void>()
+  requestsWaiting.set(socket, waiting)
+  socket.prependListener('end', () => waiting.forEach((handOver) => handOver()))
+  return waiting
 }

@@ -58,7 +58,7 @@ function start(config: GuestConfig): void {
     pwd: config.pwd,
     onClaimed(server) {
       servers.add(server)
-      http1.guarded.add(server)
+      http1.guard(server)
       // After the app has had its turn to set `keepAliveTimeout`. One worker says it for all.
       if (config.slot === 0) setImmediate(() => warnOfPromise(server, config.times.drainTimeoutMs, warn))
     },
@@ -82,6 +82,7 @@ function start(config: GuestConfig): void {
       }
       void shutDownApp({ closers, timeoutMs: times.shutdownTimeoutMs, release, warn })
     },
+    onDied: (counts, lost) => link.send({ t: 'died', counts, lost }),
   })
 
   const signals = keepSignals((signal) => {

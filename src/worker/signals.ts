@@ -19,7 +19,6 @@ export function keepSignals(onSignal: (signal: Kept) => void): Signals {
   const keep = (): void => {
     for (const signal of KEPT) if (!process.listeners(signal).includes(keeper)) process.on(signal, keeper)
   }
-  keep()
 
   const emit = process.emit as (...args: unknown[]) => boolean
   process.emit = function (this: NodeJS.Process, ...args: unknown[]): boolean {
@@ -28,6 +27,8 @@ export function keepSignals(onSignal: (signal: Kept) => void): Signals {
     onSignal(signal)
     return true
   } as typeof process.emit
+  // Only now: Node binds the `emit` of that moment to a signal when its first listener is added.
+  keep()
 
   const removeAllListeners = process.removeAllListeners
   process.removeAllListeners = function (this: NodeJS.Process, ...args: [event?: string | symbol]) {

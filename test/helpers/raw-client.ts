@@ -25,6 +25,14 @@ export interface RawOptions {
   readonly allowHalfOpen?: boolean
 }
 
+export interface ResponseOptions {
+  /** Of the request: the answer to a HEAD has no body. */
+  readonly method?: string
+  readonly timeoutMs?: number
+  /** In the error; default: the method. */
+  readonly what?: string
+}
+
 const DEFAULT_MS = 20_000
 
 export class RawClient {
@@ -33,13 +41,17 @@ export class RawClient {
   ending: string | null = null
   /** By `performance.now()`. */
   endedAt = 0
-  #bytes = Buffer.alloc(0)
+  #chunks: Buffer[] = []
+  #length = 0
+  /** The next response cannot be whole before there are so many bytes. */
+  #needed = 0
   readonly #waiting = new Set<() => void>()
 
   constructor(socket: Socket) {
     this.socket = socket
     socket.on('data', (chunk: Buffer) => {
-      this.#bytes = Buffer.concat([this.#bytes, chunk])
+      this.#chunks.push(chunk)
+      this.#length += chunk.length
       this.#tell()
     })
     socket.on('end', () => this.#end('FIN'))
@@ -49,7 +61,8 @@ export class RawClient {
 
   /** Everything that came and was not taken by {@link response}. */
   get rest(): string {
-    return this.#bytes.toString('latin1')
+    if (this.#chunks.length > 1) this.#chunks = [Buffer.concat(this.#chunks)]
+    return this.#chunks[0]?.toString('latin1') ?? ''
   }
 
   send(text: string): this {
@@ -62,8 +75,9 @@ export class RawClient {
   }
 
   /** The next whole response. @throws when the connection ends without it; the error says what came. */
-  async response({ method = 'GET', timeoutMs = DEFAULT_MS } = {}): Promise<RawResponse> {
-    return await this.until(() => this.#take(method), `a response (${method})`, timeoutMs)
+  async response(options: ResponseOptions = {}): Promise<RawResponse> {
+    const { method = 'GET', timeoutMs = DEFAULT_MS, what = method } = options
+    return await this.until(() => this.#take(method), `a response (${what})`, timeoutMs)
   }
 
   /** The first truthy value of `fact`, asked whenever something came. */
@@ -73,7 +87,8 @@ export class RawClient {
       look = () => {
         const value = fact()
         if (value !== null && value !== false) resolve(value)
-        else if (this.ending !== null) reject(new Error(`ended (${this.ending}) without ${what}: ${this.#seen()}`))
+        else if (this.ending !== null)
+          reject(new Error(`ended (${this.ending}) without ${what}: ${this.#seen()}`))
       }
       this.#waiting.add(look)
       look()
@@ -106,7 +121,8 @@ export class RawClient {
   }
 
   #take(method: string): RawResponse | null {
-    const text = this.#bytes.toString('latin1')
+    if (this.#length < this.#needed) return null
+    const text = this.rest
     const before: string[] = []
     let at = 0
     for (;;) {
@@ -122,7 +138,9 @@ export class RawClient {
       const headers = headersOf(head)
       const body = this.#body(text, at, headers, method, status)
       if (body === null) return null
-      this.#bytes = this.#bytes.subarray(body.end)
+      this.#chunks = [Buffer.from(text.slice(body.end), 'latin1')]
+      this.#length = text.length - body.end
+      this.#needed = 0
       return { status, head, headers, before, body: body.text }
     }
   }
@@ -138,12 +156,13 @@ export class RawClient {
     const length = headers['content-length']
     if (length !== undefined) {
       const end = at + Number(length)
+      this.#needed = end
       return text.length >= end ? { text: text.slice(at, end), end } : null
     }
     if (headers['transfer-encoding'] !== 'chunked') {
       return this.ending === 'FIN' ? { text: text.slice(at), end: text.length } : null
     }
-    for (let body = ''; ; ) {
+    for (let body = ''; ;) {
       const line = text.indexOf('\r\n', at)
       if (line < 0) return null
       const size = Number.parseInt(text.slice(at, line), 16)
@@ -157,7 +176,10 @@ export class RawClient {
 }
 
 /** Connected (over TLS: with its handshake done). Destroyed with the test. */
-export async function openRaw(t: TestLike, { port, tls = false, allowHalfOpen = false }: RawOptions): Promise<RawClient> {
+export async function openRaw(
+  t: TestLike,
+  { port, tls = false, allowHalfOpen = false }: RawOptions,
+): Promise<RawClient> {
   const where = { host: '127.0.0.1', port, allowHalfOpen }
   const socket = tls ? connectTls({ ...where, rejectUnauthorized: false }) : connect(where)
   socket.setNoDelay(true)

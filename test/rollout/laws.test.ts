@@ -17,7 +17,6 @@ import type {
   WorkerId,
 } from '../../src/rollout/state.ts'
 import { step } from '../../src/rollout/step.ts'
-import { deadline } from '../../src/rollout/timers.ts'
 import type { Behaviour, Deed, Operation, Pin, Plan, Seen } from './world.ts'
 import { World } from './world.ts'
 
@@ -200,8 +199,8 @@ function laws(plan: Plan): Record<string, Law> {
       for (const { c } of commands) must(c !== 'spawn' && c !== 'pin' && c !== 'open', `${c} in a stop`)
     },
 
-    'the deadline lies ahead: no busy loop'({ after }) {
-      const next = deadline(after)
+    'the deadline lies ahead: no busy loop'({ world, after }) {
+      const next = world.wakes
       must(next === null || next > after.at, `at ${after.at} it still cares for ${next}`)
       if (after.top.k === 'ended') must(next === null, 'a timer outlives the end')
     },
@@ -380,7 +379,7 @@ const deeds = (most: number, within: number): fc.Arbitrary<Behaviour['deeds']> =
 const sane: fc.Arbitrary<Behaviour> = fc
   .record({
     bootMs: ms(400),
-    open: ms(50),
+    open: fc.oneof(ms(50), ms(700)),
     drain: ms(1_000),
     shutdown: ms(100),
     odd: deeds(2, 9_000),
@@ -425,6 +424,10 @@ const operation: fc.Arbitrary<Operation> = fc.oneof(
     }),
   },
   { weight: 2, arbitrary: fc.record({ k: fc.constant('replace' as const), nth: fc.nat(5) }) },
+  {
+    weight: 3,
+    arbitrary: fc.record({ k: fc.constant('crash' as const), oldest: fc.integer({ min: 1, max: 4 }) }),
+  },
   { weight: 1, arbitrary: fc.record({ k: fc.constant('take-back' as const), nth: fc.nat(30) }) },
   {
     weight: 2,
@@ -460,6 +463,14 @@ const pin: fc.Arbitrary<Pin> = fc.record({
   ),
 })
 
+/** Far apart, and now and then close together: much goes wrong only while something else is going on. */
+const operations = (minLength: number, maxLength: number): fc.Arbitrary<Plan['operations']> =>
+  fc.array(fc.record({ afterMs: fc.oneof(ms(3_000), ms(400)), operation }), {
+    minLength,
+    maxLength,
+    size: 'max',
+  })
+
 const plan: fc.Arbitrary<Plan> = fc.record({
   policy,
   // The first processes are sane more often than not: most worlds should get past their first generation.
@@ -473,10 +484,7 @@ const plan: fc.Arbitrary<Plan> = fc.record({
     )
     .map(([first, others]) => [...first, ...others]),
   pins: fc.array(pin, { minLength: 1, maxLength: 5 }),
-  operations: fc.oneof(
-    fc.array(fc.record({ afterMs: ms(3_000), operation }), { maxLength: 4 }),
-    fc.array(fc.record({ afterMs: ms(3_000), operation }), { minLength: 10, maxLength: 40, size: 'max' }),
-  ),
+  operations: fc.oneof(operations(0, 4), operations(10, 40)),
   lateMs: fc.oneof(fc.constant(0), ms(200)),
   rests: fc.boolean(),
   stops: fc.array(

@@ -53,6 +53,8 @@ export type Operation =
   | { readonly k: 'reload'; readonly times: number; readonly drop: readonly ListenerKey[] }
   | { readonly k: 'take-back'; readonly nth: number }
   | { readonly k: 'replace'; readonly nth: number }
+  /** The oldest processes die, by a bug that only the traffic finds. */
+  | { readonly k: 'crash'; readonly oldest: number }
   /** A fact nobody can explain: of a worker that is unknown or gone, or one that its phase has no use for. */
   | { readonly k: 'stray'; readonly nth: number; readonly fact: StrayFact; readonly key: ListenerKey }
   | { readonly k: 'oversleep'; readonly lagMs: Ms }
@@ -110,6 +112,8 @@ interface Happening {
 export class World {
   state: State = initialState
   now: Ms = 0
+  /** When the machine next cares. */
+  wakes: Ms | null = null
   steps = 0
   readonly processes = new Map<WorkerId, Process>()
   /** How often each reload asked for was answered. */
@@ -155,8 +159,7 @@ export class World {
   run(until: Ms): void {
     for (;;) {
       const next = this.queue[0]
-      const wakes = deadline(this.state)
-      const wakesAt = wakes === null ? Infinity : Math.max(this.now, wakes + this.plan.lateMs)
+      const wakesAt = this.wakes === null ? Infinity : Math.max(this.now, this.wakes + this.plan.lateMs)
       if (Math.min(next?.at ?? Infinity, wakesAt) > until) break
       if (next !== undefined && next.at <= wakesAt) {
         this.queue.shift()
@@ -184,6 +187,7 @@ export class World {
     const event: Event = { at, ...fact }
     const { state: after, commands } = step(before, event)
     this.state = after
+    this.wakes = deadline(after)
     this.diary.push(`${this.now} ${JSON.stringify(fact)} -> ${after.top.k}`)
     for (const command of commands)
       if (command.c !== 'announce') this.diary.push(`      ${JSON.stringify(command)}`)
@@ -224,6 +228,11 @@ export class World {
             return process === undefined ? null : { e: 'replace-asked', worker: process.id }
           },
         ]
+      case 'crash':
+        return Array.from({ length: operation.oldest }, () => () => {
+          const [process] = this.processes.values()
+          return process === undefined ? null : this.exit(process, 'TypeError: x is not a function', false)
+        })
       case 'stray':
         return [() => this.strayFact(operation.fact, operation.nth, operation.key)]
       case 'oversleep':

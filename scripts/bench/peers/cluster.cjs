@@ -6,10 +6,11 @@ const cluster = require('node:cluster')
 const KILL_AFTER_MS = 10_000
 cluster.setupPrimary({ exec: process.argv[2] })
 
-const fork = () => new Promise((resolve) => {
-  const worker = cluster.fork()
-  worker.once('listening', () => resolve(worker))
-})
+const fork = () =>
+  new Promise((resolve) => {
+    const worker = cluster.fork()
+    worker.once('listening', () => resolve(worker))
+  })
 const say = (event) => console.log(JSON.stringify({ event }))
 
 process.on('SIGUSR2', async () => {
