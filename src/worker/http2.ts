@@ -32,8 +32,6 @@ export function watchHttp2(ledger: Ledger): Http2 {
 
   const leave = (session: ServerHttp2Session): void => {
     if (session.closed || session.destroyed) return
-    const connection = connectionOf(session.socket as Socket)
-    if (connection) connection.ending ??= 'goaway'
     session.close()
   }
 

@@ -3,10 +3,10 @@
  * status 1001, "going away" (RFC 6455, 7.4.1), and a wait for the client's own; any other one by FIN. Never by a reset.
  * They are spread over the time that is left, so that their clients do not all come back at once.
  */
-import type { Socket } from 'node:net'
+import type { IncomingMessage } from 'node:http'
+import type { Server, Socket } from 'node:net'
+import { connectionOf } from './ledger.ts'
 import type { Connection } from './ledger.ts'
-
-export type WebSocketDrain = 'close' | 'wait' | 'ignore'
 
 /** FIN, opcode 8, unmasked, two bytes: 1001. */
 const GOING_AWAY = Buffer.from([0x88, 0x02, 0x03, 0xe9])
@@ -14,6 +14,33 @@ const GOING_AWAY = Buffer.from([0x88, 0x02, 0x03, 0xe9])
 const ANSWER_MS = 2_000
 /** Clients that are told all within this time come back within it. */
 const SHORTEST_SPREAD_MS = 1_000
+
+/**
+ * Learns which connections of a server leave HTTP. A listener of ours is added only where the app has one: with none,
+ * Node answers a request for an upgrade as any other.
+ */
+export function watchUpgrades(server: Server): void {
+  const note = (request: IncomingMessage, socket: Socket): void => {
+    const connection = connectionOf(socket)
+    if (!connection) return
+    connection.kind = /websocket/i.test(request.headers.upgrade ?? '') ? 'websocket' : 'upgraded'
+    connection.http = socket
+  }
+  let noting = false
+  const startNoting = (): void => {
+    if (noting) return
+    noting = true
+    server.prependListener('upgrade', note)
+  }
+  if (server.listenerCount('upgrade') > 0) startNoting()
+  else {
+    server.on('newListener', (event: unknown) => {
+      if (event === 'upgrade' && !noting) process.nextTick(startNoting)
+    })
+  }
+}
+
+export const isUpgraded = ({ kind }: Connection): boolean => kind === 'websocket' || kind === 'upgraded'
 
 /**
  * When each of `count` connections is to be told, in milliseconds from now, evenly over `windowMs` with jitter of half a
@@ -34,13 +61,11 @@ export function endUpgraded(connection: Connection): void {
   const socket: Socket = connection.http ?? connection.socket
   if (socket.destroyed || socket.writableEnded) return
   if (connection.kind === 'websocket') {
-    connection.ending ??= 'websocket'
     // Between two writes of the app's library, which writes whole frames.
     socket.write(GOING_AWAY)
     // The client answers with its own close frame; then the server closes first (RFC 6455, 7.1.1). Where the app's
     // library does that by itself this finds the socket ended.
   } else {
-    connection.ending ??= 'other'
     socket.end()
   }
   const timer = setTimeout(() => {
