@@ -62,12 +62,14 @@ export function isListenerKey(text: string): boolean {
 export function overlaps(a: Address, b: Address): boolean {
   if (a.kind === 'unix' || b.kind === 'unix') return a.kind === b.kind && listenerKey(a) === listenerKey(b)
   if (a.port !== b.port) return false
-  if (a.host === b.host) return true
-  return contains(a, b.host) || contains(b, a.host)
+  return a.host === b.host || contains(a, b) || contains(b, a)
 }
 
-function contains(wide: TcpAddress, host: string): boolean {
-  if (wide.host === '0.0.0.0') return !host.includes(':') || host === '::'
-  if (wide.host === '::') return host.includes(':') || !wide.ipv6Only
+/** Whether `wide` is a wildcard that takes in the address of `other`. */
+function contains(wide: TcpAddress, other: TcpAddress): boolean {
+  // `::ffff:127.0.0.1` is an IPv4 address in IPv6's clothes, and the kernel takes it for one.
+  const isV4 = !other.host.includes(':') || /^::ffff:\d+\./i.test(other.host)
+  if (wide.host === '0.0.0.0') return isV4 || (other.host === '::' && !other.ipv6Only)
+  if (wide.host === '::') return !isV4 || !wide.ipv6Only
   return false
 }

@@ -123,7 +123,8 @@ export class Facade {
   #listen(backlog: number): number {
     if (this.#closed) return errnoOf('EBADF')
     this.#backlog = backlog
-    this.#context = new AsyncResource('SocketFacade')
+    // A second server may listen on the same handle (`b.listen(a)`): in bare Node the context of the first one stays.
+    this.#context ??= new AsyncResource('SocketFacade')
     const error = this.#socket ? this.#start(this.#socket) : 0
     if (error) return error
     this.#listening = true

@@ -1,5 +1,4 @@
 import type { ChildProcess } from 'node:child_process'
-import fs from 'node:fs'
 import net from 'node:net'
 import { describeAddress, type Address, type BoundAddress } from './address.ts'
 import { describeFd } from './describe-fd.ts'
@@ -10,6 +9,10 @@ import { SOCKET } from './wire.ts'
 
 /** Longest path of a unix socket in bytes, without its NUL: `sizeof(sun_path) - 1`. */
 const MAX_PATH_BYTES = process.platform === 'linux' ? 107 : 103
+
+/** For `fchmod` of a pipe (uv.h, enum uv_poll_event). */
+const UV_READABLE = 1
+const UV_WRITABLE = 2
 
 /** The owner's side of a socket: bound, never listened on and never accepted on by this process. */
 export interface HeldSocket extends Disposable {
@@ -206,11 +209,11 @@ function bindUnix(asked: Address & { kind: 'unix' }): HeldSocket {
   const handle = createPipe(path)
   if (typeof handle === 'number') throw bindError('bind', handle, asked)
   if (readableAll || writableAll) {
-    try {
-      fs.chmodSync(path, fs.statSync(path).mode | (readableAll ? 0o444 : 0) | (writableAll ? 0o222 : 0))
-    } catch (error) {
+    // By the call that Node's own `listen` makes: what it does to the mode depends on the version of libuv (1.46 adds
+    // bits, 1.51 sets the mode to exactly these), and the path has to look as without us.
+    const errno = handle.fchmod?.((readableAll ? UV_READABLE : 0) | (writableAll ? UV_WRITABLE : 0)) ?? 0
+    if (errno) {
       handle.close()
-      const errno = error instanceof Error && 'errno' in error ? Number(error.errno) : errnoOf('EINVAL')
       throw bindError('chmod', errno, asked)
     }
   }

@@ -21,6 +21,8 @@ export interface NativeHandle {
   getAsyncId(): number
   /** A new async id, and the async context of the caller. Done without where it is missing. */
   asyncReset?(resource: object): void
+  /** Pipes only: lets everyone read (1), write (2), or both. */
+  fchmod?(mode: number): number
   /** TCP only. */
   getsockname?(out: object): number
   /** TCP only; 0 when it is connected. */

@@ -2,8 +2,10 @@
  * What usr2 costs while nothing happens: the same app with one worker and bare, by turns, in pairs. See README.md
  * beside this file.
  *
- *     node --import tsx scripts/bench/pairs.ts [--pairs 15] [--seconds 3] [--kinds new,keepalive] [--node PATH] [--json]
+ *     node --import tsx scripts/bench/pairs.ts [--pairs 15] [--seconds 3] [--kinds new,keepalive] [--at-once]
+ *         [--node PATH] [--json]
  */
+import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import {
   bench,
@@ -24,6 +26,7 @@ const { values: flags } = parseArgs({
   options: {
     pairs: { type: 'string', default: '15' },
     seconds: { type: 'string', default: '3' },
+    'at-once': { type: 'boolean', default: false },
     kinds: { type: 'string', default: 'new,keepalive' },
     node: { type: 'string', default: process.execPath },
     cli: { type: 'string', default: DEFAULT_CLI },
@@ -48,12 +51,15 @@ interface Pair {
   readonly usr2: Run
 }
 
+/** A fresh process for each run: where its memory lies and what its compiler guessed differs from life to life. */
 async function measure(bench: Bench, what: 'bare' | 'usr2', kind: Kind, load: Generator): Promise<Run> {
   const { node, cli } = flags
   const core = cores().server
-  // A fresh process for each run: where its memory lies and what its compiler guessed differs from life to life.
+  const control = join(bench.directory, 'c.sock')
   const served =
-    what === 'bare' ? await serveBare(bench, { node, core }) : await serveUsr2(bench, { node, cli, core })
+    what === 'bare'
+      ? await serveBare(bench, { node, core })
+      : await serveUsr2(bench, { node, cli, core, control })
   const { port, child } = served
   const [app, master] = processesOf(what, served)
   await load.run(kind, port, WARM_UP_SECONDS)
@@ -68,6 +74,25 @@ async function measure(bench: Bench, what: 'bare' | 'usr2', kind: Kind, load: Ge
   }
   await child.stop()
   return result
+}
+
+/** One after the other; whoever is first in one pair is second in the next, so that what warms up favours neither. */
+async function inTurn(bench: Bench, at: number, kind: Kind, load: Generator): Promise<Pair> {
+  if (at % 2 === 0) {
+    const bare = await measure(bench, 'bare', kind, load)
+    return { bare, usr2: await measure(bench, 'usr2', kind, load) }
+  }
+  const usr2 = await measure(bench, 'usr2', kind, load)
+  return { bare: await measure(bench, 'bare', kind, load), usr2 }
+}
+
+/** Both at once: what others do with the machine meanwhile hits both alike. */
+async function atOnce(bench: Bench, _at: number, kind: Kind, load: Generator): Promise<Pair> {
+  const [bare, usr2] = await Promise.all([
+    measure(bench, 'bare', kind, load),
+    measure(bench, 'usr2', kind, load),
+  ])
+  return { bare, usr2 }
 }
 
 /** The one that runs the app, and its master. */
@@ -123,19 +148,17 @@ await bench(async (bench) => {
     const pairs: Pair[] = []
     results[kind] = pairs
     for (let at = 0; at < Number(flags.pairs); at++) {
-      // Whoever is first in one pair is second in the next: what warms up or tires meanwhile favours neither.
-      const order = at % 2 === 0 ? (['bare', 'usr2'] as const) : (['usr2', 'bare'] as const)
-      const pair: Partial<Record<'bare' | 'usr2', Run>> = {}
-      for (const what of order) pair[what] = await measure(bench, what, kind, load)
-      pairs.push(pair as Pair)
-      const { bare, usr2 } = pair as Pair
+      const pair = await (flags['at-once'] ? atOnce : inTurn)(bench, at, kind, load)
+      pairs.push(pair)
+      const { bare, usr2 } = pair
       progress(`${kind}, pair ${at + 1}: ${(usr2.perSecond / bare.perSecond).toFixed(3)} of bare`)
     }
   }
   if (flags.json)
     console.log(JSON.stringify({ node: nodeVersion(flags.node), generator: load.name, results }, null, 2))
   else {
-    console.log(`Node ${nodeVersion(flags.node)}, ${flags.seconds} s each, by ${load.name}\n`)
+    const how = flags['at-once'] ? 'both at once' : 'in turn'
+    console.log(`Node ${nodeVersion(flags.node)}, ${flags.seconds} s each, ${how}, by ${load.name}\n`)
     for (const [kind, pairs] of Object.entries(results)) console.log(report(kind as Kind, pairs))
   }
   return 0

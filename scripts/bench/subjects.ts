@@ -34,9 +34,6 @@ export interface SubjectOptions {
   readonly bootMs: number
 }
 
-/** Why a subject cannot be measured here. */
-export class NotHere extends Error {}
-
 export const PEERS = ['cluster', 'pm2', 'pm2-docs', 'nginx'] as const
 export type SubjectName = 'usr2' | (typeof PEERS)[number]
 
@@ -95,7 +92,7 @@ async function installPm2(bench: Bench): Promise<string> {
   writeFileSync(join(folder, 'package.json'), '{"private":true}')
   const args = ['install', '--no-audit', '--no-fund', '--ignore-scripts', '--fetch-retries=1', 'pm2@7']
   await bench.run('npm', args, { cwd: folder }).catch((error: Error) => {
-    throw new NotHere(`PM2 could not be installed from the npm registry: ${error.message.split('\n')[0]}`)
+    throw new Error(`PM2 could not be installed from the npm registry: ${error.message.split('\n')[0]}`)
   })
   return bin
 }
@@ -139,7 +136,7 @@ async function pm2(
 /** nginx itself, no proxy: what its own workers do with their connections at a reload. */
 async function nginx(bench: Bench, { workers }: SubjectOptions): Promise<Subject> {
   const program = which('nginx') ?? (existsSync('/usr/sbin/nginx') ? '/usr/sbin/nginx' : null)
-  if (program === null) throw new NotHere('there is no nginx on this machine')
+  if (program === null) throw new Error('there is no nginx on this machine')
   const port = await freePort()
   const home = join(bench.directory, 'nginx')
   mkdirSync(join(home, 'temp'), { recursive: true })

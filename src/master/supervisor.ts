@@ -38,6 +38,8 @@ const OVERSLEPT_MS = 2_000
 /** What setTimeout can hold. */
 const MAX_TIMER_MS = 2 ** 31 - 1
 const MAX_NAMED_CUTS = 20
+/** How long a verdict waits for the old generation to have stopped accepting. */
+const WITHDRAWAL_TIMEOUT_MS = 2_000
 /** A stop or a slow start that progresses asks the service manager for so much more time at once. */
 const EXTENSION_MS = 10_000
 
@@ -60,6 +62,13 @@ interface Ask {
   readonly wait: Wait
 }
 
+/** A verdict that is told when the workers of the generation that was replaced accept no more. */
+interface Withdrawal {
+  readonly accepting: Set<WorkerId>
+  readonly then: () => void
+  readonly timer: NodeJS.Timeout
+}
+
 interface Ended {
   accepted: number
   requests: number
@@ -79,6 +88,7 @@ export class Supervisor implements Face {
   private readonly pinned = new Map<GenerationId, Pinned>()
   private readonly asks = new Map<AskId, Ask>()
   private readonly waitingForDrain = new Map<GenerationId, { asker: Asker; since: number }[]>()
+  private readonly withdrawals = new Set<Withdrawal>()
   /** What the ended workers of a generation had done. */
   private readonly ended = new Map<GenerationId, Ended>()
   private readonly stopped: (() => void)[] = []
@@ -259,6 +269,8 @@ export class Supervisor implements Face {
       case 'ready':
         return this.dispatch({ e: 'said-ready', worker })
       case 'draining':
+        // It says so after it has withdrawn every listener.
+        this.onWithdrawn(worker)
         // No word of a worker's puts a stop off for ever.
         return this.dispatch({
           e: 'drain-began',
@@ -322,6 +334,7 @@ export class Supervisor implements Face {
   private onExit(handle: WorkerHandle, { reason, stillborn }: WorkerExit): void {
     this.handles.delete(handle.id)
     this.listeners.forget(handle)
+    this.onWithdrawn(handle.id)
     const cut = handle.counts.cut + this.reportDeathInDrain(handle, reason)
     const { accepted, requests } = handle.counts
     const sum = this.ended.get(handle.generation) ?? { accepted: 0, requests: 0, cut: 0 }
@@ -381,7 +394,37 @@ export class Supervisor implements Face {
       const waiting = this.waitingForDrain.get(decision.other) ?? []
       this.waitingForDrain.set(decision.other, [...waiting, { asker: ask.asker, since: performance.now() }])
     }
-    ask.asker.verdict(this.verdict(decision))
+    const verdict = this.verdict(decision)
+    this.whenWithdrawn(decision.outcome === 'promoted' ? decision.other : null, () =>
+      ask.asker.verdict(verdict),
+    )
+  }
+
+  /**
+   * Whoever is told "promoted" asks the new version for something at once, and a busy old worker may not have read yet
+   * that it is to accept no more (seen: 4 of 40 connections made right after a verdict, on a loaded machine).
+   */
+  private whenWithdrawn(generation: GenerationId | null, then: () => void): void {
+    const accepting = [...this.handles.values()].filter((handle) => handle.generation === generation)
+    if (accepting.length === 0) return then()
+    const waiting: Withdrawal = {
+      accepting: new Set(accepting.map(({ id }) => id)),
+      then,
+      // One whose event loop is blocked does not accept either.
+      timer: setTimeout(() => this.deliver(waiting), WITHDRAWAL_TIMEOUT_MS),
+    }
+    this.withdrawals.add(waiting)
+  }
+
+  private onWithdrawn(worker: WorkerId): void {
+    for (const waiting of [...this.withdrawals]) {
+      if (waiting.accepting.delete(worker) && waiting.accepting.size === 0) this.deliver(waiting)
+    }
+  }
+
+  private deliver(waiting: Withdrawal): void {
+    clearTimeout(waiting.timer)
+    if (this.withdrawals.delete(waiting)) waiting.then()
   }
 
   private verdict(decision: Decision): Verdict {

@@ -48,6 +48,7 @@ export class WorkerHandle {
   lost: readonly Held[] | null = null
   alive = true
   saidHello = false
+  private saidDraining = false
   private readonly parts: WorkerParts
   private failure: Failure | null = null
   private stderr = ''
@@ -136,6 +137,11 @@ export class WorkerHandle {
 
   private receive(message: FromWorker | undefined): void {
     if (!message) return
+    if (message.t === 'draining') {
+      // Once: said again and again it would put the end of a stop off for ever.
+      if (this.saidDraining) return
+      this.saidDraining = true
+    }
     if (message.t === 'hello') this.saidHello = true
     else if (message.t === 'failed') this.failure = message.failure
     else if (message.t === 'stderr') this.stderr = message.text

@@ -21,6 +21,9 @@ import type { KeptPaths } from './keep-path.ts'
 import type { Link } from './link.ts'
 
 const DEFAULT_BACKLOG = 511
+/** Where no host is given, Node before 22.12 forgets `ipv6Only` and takes IPv4 as well (net.js). */
+const FORGETS_IPV6_ONLY = /^v(20|21|22\.([0-9]|1[01]))\./.test(process.version)
+const IN_USE: WireError = { code: 'EADDRINUSE', errno: -98, syscall: 'listen' }
 
 /** What Node's private `net._normalizeArgs` gives (stable since Node 8; used by node:cluster's peers). */
 type Options = net.ListenOptions & { fd?: unknown; _handle?: unknown; handle?: unknown; reusePort?: boolean }
@@ -62,8 +65,9 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
   const held = new Map<string, KnownListener>()
   const claims = new Map<string, Claim>()
   const pending = new Map<number, Pending>()
-  /** `listen` was called and the master has not answered: a second call must throw as in Node. */
-  const waiting = new WeakSet<net.Server>()
+  /** Which call of `listen` the master has not answered: another one must throw as in Node, unless it was closed. */
+  const waiting = new WeakMap<net.Server, number>()
+  const facades = new WeakSet<object>()
   let lastId = 0
 
   const learn = (listener: KnownListener): void => {
@@ -73,11 +77,13 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
   known.forEach(learn)
 
   net.Server.prototype.listen = function (this: Listening, ...args: unknown[]): net.Server {
-    const asked = this._handle || waiting.has(this) ? undefined : whatIsAsked(normalize(args)[0], args, pwd)
-    if (waiting.has(this)) throw alreadyListening()
+    if (waiting.get(this) === this._listeningId) throw alreadyListening()
+    const asked = this._handle ? undefined : whatIsAsked(normalize(args)[0], args, pwd)
     if (!asked) {
       const result = listen.apply(this, args)
-      tellPrivate(this, link)
+      // `b.listen(a)`: b takes a's connections over, and a drain has to wait for them.
+      if (this._handle && facades.has(this._handle)) onClaimed(this)
+      else tellPrivate(this, link)
       return result
     }
     const [options, callback] = normalize(args)
@@ -85,24 +91,28 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
     closeOnAbort(this, options.signal)
     // As in Node: an older call that still waits for its name or its bind is void.
     const id = ++this._listeningId
+    if (typeof asked === 'object' && asked.kind === 'unix') this._pipeName = options.path
     const isVoid = (): boolean => this._listeningId !== id || this._handle !== null
     const claim = (address: Address): void => {
+      const fail = (error: WireError): void =>
+        void this.emit('error', nodeError(error, address, options.path))
       const key = listenerKey(address)
       const backlog = backlogOf(options, args)
       const already = held.get(key)
       if (already && !claims.has(key)) return attach(this, key, already, address, backlog)
-      if (claims.has(key))
-        return failLater(this, { code: 'EADDRINUSE', errno: -98, syscall: 'listen' }, address)
-      waiting.add(this)
+      if (claims.has(key)) return process.nextTick(fail, IN_USE)
+      waiting.set(this, id)
       const release = link.hold()
       // The answer arrives in the context of the channel; the app's callbacks belong to the one of its `listen`.
       const context = new AsyncResource('usr2.claim')
       const answer = (result: { ok: KnownListener } | { error: WireError }): void => {
         release()
-        waiting.delete(this)
+        if (waiting.get(this) === id) waiting.delete(this)
         if (isVoid()) return
         context.runInAsyncScope(() => {
-          if ('error' in result) this.emit('error', nodeError(result.error, address))
+          if ('error' in result) fail(result.error)
+          // Two servers asked for the same address at once: the master holds it, and the first one has it.
+          else if (claims.has(key)) fail(IN_USE)
           else attach(this, key, result.ok, address, backlog)
         })
       }
@@ -152,7 +162,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
     })
     learn(listener)
     claims.set(key, { key, server, facade })
-    if (address.kind === 'unix') server._pipeName = address.path
+    facades.add(facade.handle)
     onClaimed(server)
     listen.call(server, facade.handle, backlog)
     link.send({ t: 'claimed', key, error: null })
@@ -228,12 +238,14 @@ function whatIsAsked(options: Options, args: unknown[], pwd: string): Address | 
       kind: 'tcp',
       host: '::',
       port: number,
-      ...(options.ipv6Only ? { ipv6Only: true } : { anyFamily: true }),
+      ...(options.ipv6Only && !FORGETS_IPV6_ONLY ? { ipv6Only: true } : { anyFamily: true }),
     }
   }
   if (port !== undefined || 'port' in options || typeof path !== 'string' || path === '') return undefined
-  const absolute = path.startsWith('\0') ? path : resolve(pwd, path)
   const { readableAll, writableAll } = options
+  const isAbstract = path.startsWith('\0')
+  if (isAbstract && (readableAll || writableAll)) return undefined
+  const absolute = isAbstract ? path : resolve(pwd, path)
   return {
     kind: 'unix',
     path: absolute,
@@ -283,17 +295,18 @@ function wireError(errno: number, syscall: string): WireError {
   return { code: errnoInfo(errno).code, errno, syscall }
 }
 
-/** The error that Node's own `listen` emits: its wording, and its properties in its order (net.js, uvException). */
-function nodeError({ code, errno, syscall }: WireError, address: Address): Error {
-  const where = address.kind === 'unix' ? address.path : `${address.host}:${address.port}`
-  const error = new Error(`${syscall} ${code}: ${errnoInfo(errno).message} ${where}`)
+/**
+ * The error that Node's own `listen` emits: its wording, and its properties in its order (net.js, uvException).
+ *
+ * @param path of a unix socket, as the app gave it
+ */
+function nodeError({ code, errno, syscall }: WireError, address: Address, path: string | undefined): Error {
   const place =
     address.kind === 'unix'
-      ? { address: address.path, port: -1 }
-      : { address: address.host, port: address.port }
+      ? { address: path ?? address.path, port: -1 }
+      : // For `listen(port)` Node tries `::` and, if that cannot be bound, `0.0.0.0`, whose error it tells.
+        { address: address.anyFamily && code !== 'EADDRINUSE' ? '0.0.0.0' : address.host, port: address.port }
+  const where = address.kind === 'unix' ? place.address : `${place.address}:${place.port}`
+  const error = new Error(`${syscall} ${code}: ${errnoInfo(errno).message} ${where}`)
   return Object.assign(error, { code, errno, syscall, ...place })
-}
-
-function failLater(server: net.Server, error: WireError, address: Address): void {
-  process.nextTick(() => server.emit('error', nodeError(error, address)))
 }

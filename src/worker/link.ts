@@ -43,7 +43,15 @@ export function connectLink(): Link {
   } as typeof process.removeAllListeners
 
   // In bare Node an app has no channel to cut; here it would look like the master's death.
-  process.disconnect = () => {}
+  // Node itself calls it, too, when the master's end is closed, and clears `process.channel` right after
+  // (lib/internal/child_process.js, `channel.onread`): only then it means what it says.
+  process.disconnect = () => {
+    process.nextTick(() => {
+      if (process.channel || !process.connected) return
+      process.connected = false
+      process.emit('disconnect')
+    })
+  }
 
   return {
     send(message) {

@@ -207,14 +207,22 @@ t.test('a worker whose master was killed finishes its request and leaves', async
   const { usr2, port, me } = await startApp(t, app())
   await usr2.ready()
   const { pid } = await me()
-  const slow = get({ port }, '/slow?ms=700')
+  const slow = get({ port }, '/slow?ms=1500')
   await usr2.process.line('slow began')
   usr2.process.kill('SIGKILL')
   await usr2.process.exited
+  const isRefused = () =>
+    get({ port }, '/', 300).then(
+      () => false,
+      (error: NodeJS.ErrnoException) => error.code === 'ECONNREFUSED',
+    )
+  let isAnswered = false
+  void slow.finally(() => (isAnswered = true))
+  await until(isRefused, { timeoutMs: 10_000, what: 'the worker to give its copy of the listener back' })
+  t.notOk(isAnswered, 'nothing holds the port any more, while the request is still in flight')
   t.match(await slow, { status: 200, body: 'slow but whole' })
   await untilGone(usr2.process, [pid], 'the worker to leave')
   t.same(processesWithToken(usr2.process.token), [])
-  await t.rejects(get({ port }), { code: 'ECONNREFUSED' }, 'nothing holds the port any more')
 
   // The next master of that name takes over what the dead one left.
   const directory = join(usr2.control, '..')
@@ -354,7 +362,7 @@ t.test('a worker that floods the master with forged messages harms itself at mos
   await usr2.ready()
   t.equal((await get({ port }, '/flood')).body, 'sent')
   t.ok((await usr2.status()).pid)
-  t.equal((await usr2.reload()).code, 0, 'reloads go on')
+  t.equal((await usr2.reload({ flags: ['--wait', 'drained'] })).code, 0, 'reloads go on')
   t.equal((await me()).generation, '2')
   await usr2.stop()
 })
@@ -365,7 +373,7 @@ t.test('a worker cannot make its successors wait for an address that nobody hold
   const { usr2, port, me } = await startApp(t, app({ routes }), { flags: ['--start-timeout', '5s'] })
   await usr2.ready()
   await get({ port }, '/forge')
-  t.equal((await usr2.reload()).code, 0)
+  t.equal((await usr2.reload({ flags: ['--wait', 'drained'] })).code, 0)
   t.equal((await me()).generation, '2')
   await usr2.stop()
 })

@@ -1,16 +1,13 @@
 /** How a worker leaves, seen by clients that see every byte (DESIGN section 6). */
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
 import type { Test } from 'tap'
 import { Load } from '../../scripts/bench/load.ts'
-import { expectNoneFailed } from '../helpers/load.ts'
+import { expectNoneFailed, untilServed } from '../helpers/load.ts'
 import { openRaw, request, type RawClient } from '../helpers/raw-client.ts'
-import { freePort } from '../helpers/tmp.ts'
+import { freePort, shortTmp } from '../helpers/tmp.ts'
 import { startUsr2, type Usr2, type Usr2Options } from '../helpers/usr2.ts'
-
-// Most of these wait for a promise or a deadline to end, and cost next to nothing meanwhile.
-t.jobs = 3
-
-const together = { buffered: true }
 
 interface App {
   readonly usr2: Usr2
@@ -60,7 +57,7 @@ function saysClose(t: Test, head: string, what: string): void {
   t.notMatch(head, /^keep-alive:/im, `${what}: no promise beside it`)
 }
 
-t.test('Connection: close in every way of writing a head', together, async (t) => {
+t.test('Connection: close in every way of writing a head', async (t) => {
   const checkingPort = await freePort(t)
   const app = await startApp(t, { fixture: 'heads.cjs', env: { CHECKING_PORT: String(checkingPort) } })
   const last = await app.open()
@@ -134,70 +131,66 @@ t.test('Connection: close in every way of writing a head', together, async (t) =
   await app.usr2.stop()
 })
 
-t.test(
-  'pipelined requests are all answered, in order, and only the newest says close',
-  together,
-  async (t) => {
-    const app = await startApp(t)
-    const paths = (n: number, path: (i: number) => string) => Array.from({ length: n }, (_, i) => path(i))
-    const answered = async (client: RawClient, expected: readonly string[], what: string) => {
-      for (const [i, path] of expected.entries()) {
-        const { body, head, headers } = await client.response()
-        t.equal(body, path, `${what}: ${path}`)
-        if (i === expected.length - 1) saysClose(t, head, what)
-        else t.equal(headers['connection'], 'keep-alive', `${what}: not the last`)
-      }
-      t.equal(await client.ended(), 'FIN', what)
-      t.equal(client.rest, '', `${what}: nothing more`)
+t.test('pipelined requests are all answered, in order, and only the newest says close', async (t) => {
+  const app = await startApp(t)
+  const paths = (n: number, path: (i: number) => string) => Array.from({ length: n }, (_, i) => path(i))
+  const answered = async (client: RawClient, expected: readonly string[], what: string) => {
+    for (const [i, path] of expected.entries()) {
+      const { body, head, headers } = await client.response()
+      t.equal(body, path, `${what}: ${path}`)
+      if (i === expected.length - 1) saysClose(t, head, what)
+      else t.equal(headers['connection'], 'keep-alive', `${what}: not the last`)
     }
-    const batch = (them: readonly string[]) => them.map((path) => request('GET', path)).join('')
+    t.equal(await client.ended(), 'FIN', what)
+    t.equal(client.rest, '', `${what}: nothing more`)
+  }
+  const batch = (them: readonly string[]) => them.map((path) => request('GET', path)).join('')
 
-    const flying = await app.open()
-    // A head that is written before the drain cannot say it; the last one is written after.
-    const inFlight = ['/gated', '/later?ms=20', '/now?n=2', '/gated?last']
-    flying.send(batch(inFlight))
-    await app.said('got /gated?last')
-    const [synchronous, delayed, split, gatedThenMore] = await Promise.all([
-      openIdle(t, app),
-      openIdle(t, app),
-      openIdle(t, app),
-      openIdle(t, app),
-    ])
-    const opener = await openIdle(t, app)
-    await replace(app)
+  const flying = await app.open()
+  // A head that is written before the drain cannot say it; the last one is written after.
+  const inFlight = ['/gated', '/later?ms=20', '/now?n=2', '/gated?last']
+  flying.send(batch(inFlight))
+  await app.said('got /gated?last')
+  const [synchronous, delayed, split, gatedThenMore] = await Promise.all([
+    openIdle(t, app),
+    openIdle(t, app),
+    openIdle(t, app),
+    openIdle(t, app),
+  ])
+  const opener = await openIdle(t, app)
+  await replace(app)
 
-    const sync = paths(8, (i) => `/now?sync=${i}`)
-    await answered(synchronous.send(batch(sync)), sync, 'synchronous handlers')
-    const delays = [80, 0, 40, 10, 60, 20].map((ms) => `/later?ms=${ms}`)
-    await answered(delayed.send(batch(delays)), delays, 'handlers of different delays')
+  const sync = paths(8, (i) => `/now?sync=${i}`)
+  await answered(synchronous.send(batch(sync)), sync, 'synchronous handlers')
+  const delays = [80, 0, 40, 10, 60, 20].map((ms) => `/later?ms=${ms}`)
+  await answered(delayed.send(batch(delays)), delays, 'handlers of different delays')
 
-    // The first waits for a gate, so that the others are surely read while it is in flight.
-    const more = ['/gated', '/now?more=1', '/later?ms=30', '/now?more=3']
-    gatedThenMore.get('/gated')
-    await app.usr2.process.line(({ text }) => text === 'got /gated', {
-      from: lineAfter(app.usr2, 'draining'),
-    })
-    for (const path of more.slice(1)) gatedThenMore.get(path)
-    await app.said('got /now?more=3')
+  // The first waits for a gate, so that the others are surely read while it is in flight.
+  const more = ['/gated', '/now?more=1', '/later?ms=30', '/now?more=3']
+  gatedThenMore.get('/gated')
+  await app.usr2.process.line(({ text }) => text === 'got /gated', {
+    from: lineAfter(app.usr2, 'draining'),
+  })
+  for (const path of more.slice(1)) gatedThenMore.get(path)
+  await app.said('got /now?more=3')
 
-    const text = batch(['/gated', '/now?split=1'])
-    split.send(text.slice(0, text.length - 20))
-    await app.usr2.process.line(({ text }) => text === 'got /gated', {
-      from: lineAfter(app.usr2, 'got /now?more=3'),
-    })
-    split.send(text.slice(text.length - 20))
-    await app.said('got /now?split=1')
-    await opener.get('/open').response()
-    await Promise.all([
-      answered(gatedThenMore, more, 'more than one packet'),
-      answered(split, ['/gated', '/now?split=1'], 'cut within a head'),
-      answered(flying, inFlight, 'in flight at the beginning'),
-    ])
-    await app.usr2.stop()
-  },
-)
+  const text = batch(['/gated', '/now?split=1'])
+  split.send(text.slice(0, text.length - 20))
+  await app.usr2.process.line(({ text }) => text === 'got /gated', {
+    from: lineAfter(app.usr2, 'got /now?more=3'),
+  })
+  split.send(text.slice(text.length - 20))
+  await app.said('got /now?split=1')
+  await opener.get('/open').response()
+  await Promise.all([
+    answered(gatedThenMore, more, 'more than one packet'),
+    answered(split, ['/gated', '/now?split=1'], 'cut within a head'),
+    answered(flying, inFlight, 'in flight at the beginning'),
+  ])
+  await app.usr2.stop()
+})
 
-t.test('what is under way when the drain begins is finished', together, async (t) => {
+t.test('what is under way when the drain begins is finished', async (t) => {
   const app = await startApp(t, { env: { KEEP_ALIVE_MS: '20000' } })
   const open = () => app.open()
   const [waiting, streaming, half, upload, chunked, slow, halfClosed] = await Promise.all([
@@ -264,7 +257,7 @@ t.test('what is under way when the drain begins is finished', together, async (t
   t.match(ended, { cut: 0 }, 'nothing was cut')
 })
 
-t.test('an idle connection lives as long as its client was told, and is answered', together, async (t) => {
+t.test('an idle connection lives as long as its client was told, and is answered', async (t) => {
   // Node tells its clients `timeout=2` and closes about a second later.
   const app = await startApp(t, { env: { KEEP_ALIVE_MS: '2000' }, flags: ['--drain-timeout', '1s'] })
   const [unused, prompt, late] = await Promise.all([openIdle(t, app), openIdle(t, app), openIdle(t, app)])
@@ -289,39 +282,35 @@ t.test('an idle connection lives as long as its client was told, and is answered
   await app.usr2.stop()
 })
 
-for (const tls of [false, true]) {
-  const what = tls ? 'https' : 'http'
-  t.test(
-    `${what}: a connection that was promised nothing is closed after 5 s, by FIN`,
-    together,
-    async (t) => {
-      const app = await startApp(t, { env: { KEEP_ALIVE_MS: '0', ...(tls && { TLS: '1' }) } })
-      const [silent, asking, idle] = await Promise.all([app.open(), app.open(), openIdle(t, app)])
-      // Over TLS also one that has not shaken hands.
-      const mute = await app.open({ tls: false })
-      await replace(app)
-      const drainedAt = performance.now()
-      saysClose(t, (await asking.get('/now').response()).head, 'a first request within that time')
-      t.equal(await asking.ended(), 'FIN')
-      for (const [client, name] of [
-        [silent, 'never used'],
-        [mute, 'not a byte'],
-        [idle, 'no promise'],
-      ] as const) {
-        t.equal(await client.ended(), 'FIN', `${name}: FIN`)
-        // `draining` is said a moment after the withdrawal, and read a moment after that.
-        t.ok(client.endedAt - drainedAt > 4_500, `${name}: after ${client.endedAt - drainedAt} ms`)
-      }
-      const ended = await app.usr2.event('drained')
-      t.match(ended, { generation: 1, cut: 0 }, 'nobody lost anything')
-      await app.usr2.stop()
-    },
-  )
-}
+t.test('a connection that was promised nothing is closed after 5 s, by FIN', async (t) => {
+  const check = async (what: string, tls: boolean) => {
+    const app = await startApp(t, { env: { KEEP_ALIVE_MS: '0', ...(tls && { TLS: '1' }) } })
+    const [silent, asking, idle] = await Promise.all([app.open(), app.open(), openIdle(t, app)])
+    // Over TLS also one that has not shaken hands.
+    const mute = await app.open({ tls: false })
+    await replace(app)
+    const drainedAt = performance.now()
+    saysClose(t, (await asking.get('/now').response()).head, `${what}: a first request within that time`)
+    t.equal(await asking.ended(), 'FIN')
+    for (const [client, name] of [
+      [silent, 'never used'],
+      [mute, 'not a byte'],
+      [idle, 'no promise'],
+    ] as const) {
+      t.equal(await client.ended(), 'FIN', `${what}, ${name}: FIN`)
+      // `draining` is said a moment after the withdrawal, and read a moment after that.
+      t.ok(client.endedAt - drainedAt > 4_500, `${what}, ${name}: after ${client.endedAt - drainedAt} ms`)
+    }
+    t.match(await app.usr2.event('drained'), { generation: 1, cut: 0 }, `${what}: nobody lost anything`)
+    await app.usr2.stop()
+  }
+  await Promise.all([check('http', false), check('https', true)])
+})
 
-t.test('https: keep-alive, pipelined, in flight', together, async (t) => {
+t.test('https: keep-alive, pipelined, in flight', async (t) => {
   const app = await startApp(t, { env: { TLS: '1', KEEP_ALIVE_MS: '20000' } })
-  const [idle, pipelined, flying, uploading] = await Promise.all([
+  const [idle, halfClosed, pipelined, flying, uploading] = await Promise.all([
+    openIdle(t, app),
     openIdle(t, app),
     openIdle(t, app),
     app.open(),
@@ -333,6 +322,10 @@ t.test('https: keep-alive, pipelined, in flight', together, async (t) => {
   await app.said('body /upload 5')
   await replace(app)
   saysClose(t, (await idle.get('/now').response()).head, 'keep-alive')
+  // Over TLS the end of the client's half comes with its request, out of the same bytes.
+  halfClosed.socket.cork()
+  halfClosed.socket.end(request('GET', '/now?half-closed'))
+  t.equal((await halfClosed.response()).body, '/now?half-closed', 'a client that half-closes has its answer')
   pipelined.send(['/now?0', '/later?ms=20', '/now?2'].map((path) => request('GET', path)).join(''))
   t.equal((await pipelined.response()).headers['connection'], 'keep-alive')
   t.equal((await pipelined.response()).body, '/later?ms=20')
@@ -349,7 +342,7 @@ t.test('https: keep-alive, pipelined, in flight', together, async (t) => {
   await app.usr2.stop()
 })
 
-t.test('a response is read whole though the client has sent more than was read', together, async (t) => {
+t.test('a response is read whole though the client has sent more than was read', async (t) => {
   const app = await startApp(t, { env: { KEEP_ALIVE_MS: '20000' } })
   const clients = await Promise.all(Array.from({ length: 20 }, () => openIdle(t, app)))
   await replace(app)
@@ -374,7 +367,7 @@ t.test('a response is read whole though the client has sent more than was read',
   await app.usr2.stop()
 })
 
-t.test('a net server: waits, then the deadline cuts, and says so', together, async (t) => {
+t.test('a net server: waits, then the deadline cuts, and says so', async (t) => {
   const app = await startApp(t, { fixture: 'echo-net.cjs', flags: ['--drain-timeout', '2s'] })
   const [leaving, staying] = await Promise.all([app.open(), app.open()])
   const echo = async (client: RawClient, text: string) => {
@@ -390,8 +383,8 @@ t.test('a net server: waits, then the deadline cuts, and says so', together, asy
   await echo(staying, 'after')
   leaving.socket.end()
   t.equal(await leaving.ended(), 'FIN')
-  await staying.ended()
   const peer = `127.0.0.1:${staying.socket.localPort ?? 0}`
+  await staying.ended()
   const { code, stdout } = await reload
   t.equal(code, 0)
   t.match(
@@ -406,7 +399,7 @@ t.test('a net server: waits, then the deadline cuts, and says so', together, asy
   await app.usr2.stop()
 })
 
-t.test('the deadline cuts what is left of http, and names it', together, async (t) => {
+t.test('the deadline cuts what is left of http, and names it', async (t) => {
   const app = await startApp(t, { env: { KEEP_ALIVE_MS: '100' }, flags: ['--drain-timeout', '2500ms'] })
   const [hanging, streaming, uploading, half, silent] = await Promise.all([
     app.open(),
@@ -421,11 +414,16 @@ t.test('the deadline cuts what is left of http, and names it', together, async (
   half.send('GET /now HTTP/1.1\r\nHo')
   for (const what of ['got /later?ms=60000&secret=1', 'got /stream?ms=60000', 'body /upload 5'])
     await app.said(what)
+  const peers = new Map(
+    [hanging, streaming, uploading, half].map((client) => [
+      client,
+      `127.0.0.1:${client.socket.localPort ?? 0}`,
+    ]),
+  )
   const { code, stdout } = await app.usr2.reload({ flags: ['--wait', 'drained'] })
   t.equal(code, 0)
   t.match(stdout, /generation 1 has ended: 5 connections, 3 requests, 4 cut/)
   const cut = await app.usr2.event('cut')
-  const peer = (client: RawClient) => `127.0.0.1:${client.socket.localPort ?? 0}`
   const named = cut['connections'] as {
     readonly what: string
     readonly path?: string
@@ -434,10 +432,10 @@ t.test('the deadline cuts what is left of http, and names it', together, async (
   t.same(
     named.map(({ ageMs: _, ...rest }) => rest).sort((a, b) => (a.path ?? '~').localeCompare(b.path ?? '~')),
     [
-      { what: 'request', method: 'GET', path: '/later', peer: peer(hanging) },
-      { what: 'request', method: 'GET', path: '/stream', peer: peer(streaming) },
-      { what: 'request', method: 'POST', path: '/upload', peer: peer(uploading) },
-      { what: 'raw', peer: peer(half) },
+      { what: 'request', method: 'GET', path: '/later', peer: peers.get(hanging) },
+      { what: 'request', method: 'GET', path: '/stream', peer: peers.get(streaming) },
+      { what: 'request', method: 'POST', path: '/upload', peer: peers.get(uploading) },
+      { what: 'raw', peer: peers.get(half) },
     ],
     'method, path without its query, peer; whoever said nothing lost nothing',
   )
@@ -455,7 +453,7 @@ t.test('the deadline cuts what is left of http, and names it', together, async (
   await app.usr2.stop()
 })
 
-t.test('the app closes its server and its idle connections itself', together, async (t) => {
+t.test('the app closes its server and its idle connections itself', async (t) => {
   await t.test('while it serves', async (t) => {
     const app = await startApp(t)
     const [idle, pipelined, closing] = await Promise.all([
@@ -485,94 +483,96 @@ t.test('the app closes its server and its idle connections itself', together, as
   })
 })
 
-t.test("the app's own shutdown comes last and loses nothing", together, async (t) => {
-  const styles: readonly {
-    readonly style: string
-    readonly says?: readonly string[]
-    readonly warns?: readonly RegExp[]
-    readonly flags?: readonly string[]
-  }[] = [
-    { style: 'no handler' },
-    { style: 'process.exit', says: ['stopped process.exit'] },
-    { style: 'async', says: ['stopped async'] },
-    { style: 'close-with-grace', says: ['signal SIGTERM', 'stopped close-with-grace'] },
-    { style: 'http-terminator', says: ['stopped http-terminator'] },
-    { style: 'fastify', says: ['stopped fastify'], warns: [/keepAliveTimeout/, /keepAliveTimeout/] },
-    { style: 'PM2 SIGINT', says: ['stopped PM2 SIGINT'] },
-    {
-      style: 'never ends',
-      says: ['stopped never ends'],
-      warns: [/shutdown took longer than 0.5 s|has not left in time and gets SIGTERM/],
-      flags: ['--shutdown-timeout', '500ms'],
-    },
-    {
-      style: 'blocked',
-      says: ['stopped blocked'],
-      warns: [/slot 0 .*SIGTERM/, /slot 0 .*SIGKILL/],
-      flags: ['--shutdown-timeout', '500ms', '--kill-timeout', '500ms'],
-    },
-    {
-      style: 'onShutdown',
-      says: ['closed queue', 'closed database', 'closed by SIGTERM', 'stopped onShutdown'],
-      warns: [/shutting down broken failed: it was never open/],
-    },
+t.test("the app's own shutdown comes last and loses nothing", async (t) => {
+  const styles: readonly (readonly [style: string, says: readonly string[], warns?: readonly RegExp[]])[] = [
+    ['no handler', []],
+    ['process.exit', ['stopped process.exit']],
+    ['async', ['stopped async']],
+    ['close-with-grace', ['signal SIGTERM', 'stopped close-with-grace']],
+    ['http-terminator', ['stopped http-terminator']],
+    ['fastify', ['stopped fastify']],
+    ['PM2 SIGINT', ['stopped PM2 SIGINT']],
+    // The worker and the master have the same deadline for it: one of them is first, sometimes both are.
+    [
+      'never ends',
+      ['stopped never ends'],
+      [/shutdown took longer than 1 s|has not left in time and gets SIGTERM/],
+    ],
+    ['blocked', ['stopped blocked'], [/slot 0 .* gets SIGTERM/, /slot 0 .* gets SIGKILL/]],
+    [
+      'onShutdown',
+      ['closed queue', 'closed database', 'closed by SIGTERM', 'stopped onShutdown'],
+      [/shutting down broken failed: it was never open/],
+    ],
   ]
-  for (const { style, says = [], warns = [], flags = [] } of styles) {
-    await t.test(style, async (t) => {
-      const app = await startApp(t, { fixture: 'shutdown-styles.cjs', env: { STYLE: style }, flags })
-      const load = new Load({
-        target: { port: app.port },
-        traffic: [
-          { mode: 'hot', connections: 4 },
-          { mode: 'keepalive', connections: 4, thinkMs: [0, 10] },
-          { mode: 'new', connections: 1 },
-        ],
-        versionOf: 'generation',
-      }).start()
-      t.teardown(() => load.stop())
-      const { code, stdout, stderr } = await app.usr2.reload({ flags: ['--wait', 'drained'] })
-      t.equal(code, 0, stderr)
-      t.match(stdout, /generation 1 has ended: .* 0 cut/)
-      const result = await load.stop()
-      expectNoneFailed(t, result)
-      t.same(Object.keys(result.versions).sort(), ['1', '2'], 'both generations have answered')
-      const heard = app.usr2.process.stdout.filter((line) => /^(stopped|closed|signal) /.test(line))
-      t.same(heard, says, 'all of the shutdown, in its order')
-      const isWarning = (line: string) => /"level":"(warn|error)"/.test(line)
-      const said = app.usr2.process.stderr.filter(isWarning)
-      // The worker and the master have the same deadline for it: one of them is first, sometimes both are.
-      const isSecond = (line: string, i: number) =>
-        style === 'never ends' && i > 0 && /took longer|SIGTERM/.test(line)
-      const warnings = said.filter((line, i) => !isSecond(line, i))
-      t.equal(
-        warnings.length,
-        warns.length,
-        `what is wrong is said, and nothing else: ${warnings.join('\n')}`,
-      )
-      t.match(warnings, warns)
-      app.usr2.signal('SIGKILL')
-    })
+  // Each is a generation of its own: the style is in the env file, which every reload reads anew.
+  const envFile = join(shortTmp(t), 'env')
+  const next = (style: string) => writeFileSync(envFile, `STYLE="${style}"\n`)
+  next(styles[0]?.[0] ?? '')
+  const app = await startApp(t, {
+    fixture: 'shutdown-styles.cjs',
+    flags: ['--env-file', envFile, '--shutdown-timeout', '1s', '--kill-timeout', '500ms'],
+  })
+  const load = new Load({
+    target: { port: app.port },
+    traffic: [
+      { mode: 'hot', connections: 2 },
+      { mode: 'keepalive', connections: 4, thinkMs: [0, 10] },
+      { mode: 'new', connections: 1, thinkMs: [0, 5] },
+    ],
+    versionOf: 'generation',
+  }).start()
+  t.teardown(() => load.stop())
+  for (const [i, [style, says, warns = []]] of styles.entries()) {
+    const generation = i + 1
+    await untilServed(load, String(generation))
+    next(styles[generation]?.[0] ?? 'no handler')
+    const from = app.usr2.process.lines.length
+    const { code, stdout, stderr } = await app.usr2.reload({ flags: ['--wait', 'drained'] })
+    t.equal(code, 0, `${style} ${stderr}`)
+    t.match(stdout, new RegExp(`generation ${generation} has ended: .* 0 cut`), style)
+    const lines = app.usr2.process.lines.slice(from).map(({ text }) => text)
+    const heard = lines.filter((line) => /^(stopped|closed|signal) /.test(line))
+    t.same(heard, says, `${style}: all of the shutdown, in its order`)
+    const warnings = lines.filter(
+      (line) => /"level":"(warn|error)"/.test(line) && !line.includes('keepAliveTimeout'),
+    )
+    t.match(warnings, warns, `${style}: what is wrong is said`)
+    t.ok(warnings.length === warns.length || style === 'never ends', `${style}: and nothing else`)
   }
+  const result = await load.stop()
+  expectNoneFailed(t, result)
+  await app.usr2.stop()
 })
 
-t.test('an exit in the midst of a drain is no silence', together, async (t) => {
-  for (const status of [0, 3]) {
-    await t.test(`process.exit(${status})`, async (t) => {
-      const app = await startApp(t)
-      const [idle, waiting] = await Promise.all([openIdle(t, app), app.open()])
-      waiting.get('/later?ms=60000')
-      await app.said('got /later?ms=60000')
-      const reload = app.usr2.reload({ flags: ['--wait', 'drained'] })
-      await app.said('draining')
-      idle.get(`/exit?status=${status}`)
-      await waiting.ended()
-      const { code, stdout } = await reload
-      t.equal(code, 0)
+t.test('an end in the midst of a drain is no silence', async (t) => {
+  const ends = [
+    ['/exit?status=0', 'exited with status 0', true],
+    ['/exit?status=3', 'exited with status 3', true],
+    ['/throw', 'exited with status 1: Error: thrown in a request .*', true],
+    ['/kill', 'was killed by SIGKILL', false],
+  ] as const
+  for (const [path, how, names] of ends) {
+    const app = await startApp(t)
+    const [idle, waiting] = await Promise.all([openIdle(t, app), app.open()])
+    waiting.get('/later?ms=60000')
+    await app.said('got /later?ms=60000')
+    const reload = app.usr2.reload({ flags: ['--wait', 'drained'] })
+    await app.said('draining')
+    idle.get(path)
+    await waiting.ended()
+    const { code, stdout } = await reload
+    t.equal(code, 0)
+    const { msg } = await app.usr2.event('died-draining')
+    t.match(msg, new RegExp(`slot 0 \\(pid \\d+\\) ${how}, in the midst of its drain`))
+    if (names) {
       t.match(stdout, /generation 1 has ended: 2 connections, 3 requests, 2 cut/)
-      const died = await app.usr2.event('died-draining')
-      t.match(died.msg, new RegExp(`slot 0 \\(pid \\d+\\) exited with status ${status} .*GET /later`))
-      await app.usr2.stop()
-    })
+      t.match(
+        msg,
+        new RegExp(`cut 2 connections: GET ${path.split('?')[0] ?? ''}, .* ms, .*; GET /later, .* ms, `),
+      )
+    }
+    await app.usr2.stop()
   }
 })
 

@@ -9,7 +9,7 @@ import http2 from 'node:http2'
 import https from 'node:https'
 import net from 'node:net'
 import { mkdirSync } from 'node:fs'
-import { isAbsolute, join } from 'node:path'
+import { basename, isAbsolute, join } from 'node:path'
 import t from 'tap'
 import type { TestLike } from '../helpers/scope.ts'
 import { start, type TestProcess } from '../helpers/spawn.ts'
@@ -90,9 +90,10 @@ function backlogs(served: readonly Served[]): string[] {
     return []
   }
   const rows = text.split('\n').map((row) => row.trim().split(/\s+/))
-  return served.flatMap(({ name, at }) => {
-    const row = rows.find((columns) => columns[4]?.endsWith(typeof at === 'number' ? `:${at}` : at))
-    return row === undefined ? [] : [`${name}: backlog ${row[3]}`]
+  return served.map(({ name, at }) => {
+    const place = typeof at === 'number' ? `:${at}` : basename(at).replace('\0', '@')
+    const row = rows.find((columns) => columns[4]?.endsWith(place))
+    return `${name}: backlog ${row?.[3]}`
   })
 }
 
@@ -143,17 +144,28 @@ async function end(from: TestProcess, n: number, controlPort: number): Promise<s
 
 /**
  * The one difference that is allowed: in a first-ever bind the master has to be asked, so that directly after `listen`
- * the server is not `listening` yet, as in a worker of node:cluster.
+ * the server is not `listening` yet, as in a worker of node:cluster; and what Node makes of a `close` just then.
  */
+const AT_ONCE = /: (at once|closing) listening=(true|false) address=/
+const CLOSED_AT_ONCE = new Map([
+  ['closed undefined', 'closed ERR_SERVER_NOT_RUNNING'],
+  ['listening in close at once, listen again at once, close', 'close'],
+])
+
 function butForFirstBinds(t: TestLike, bare: readonly string[], first: readonly string[]): string[] {
   let allowed = 0
   const lines = first.map((line, at) => {
-    if (!/: (at once|closing) listening=true /.test(bare[at] ?? '')) return line
-    if (!/: (at once|closing) listening=false address=(null|"[^"]+")$/.test(line)) return line
+    const wanted = bare[at] ?? ''
+    const isAtOnce =
+      AT_ONCE.exec(wanted)?.[2] === 'true' && /listening=false address=(null|"[^"]+")$/.test(line)
+    const isClosedAtOnce =
+      wanted.startsWith('close at once') &&
+      [...CLOSED_AT_ONCE].some(([inBare, here]) => wanted.replace(inBare, here) === line)
+    if (!isAtOnce && !isClosedAtOnce) return line
     allowed++
-    return bare[at] ?? ''
+    return wanted
   })
-  t.equal(allowed > 10, true, 'the rule for first binds is needed')
+  t.equal(allowed > 0, true, 'a first bind is seen to be one: else this rule hides nothing and can go')
   return lines
 }
 

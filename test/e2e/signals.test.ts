@@ -297,9 +297,12 @@ t.test(
       const ready = () => catches(usr2.pid, NUMBERS[signal])
       while (!ready()) await new Promise((resolve) => setImmediate(resolve))
       usr2.signal(signal)
+      while (!catches(usr2.pid, SIGTTOU)) await new Promise((resolve) => setImmediate(resolve))
+      for (const ignored of ['SIGUSR1', 'SIGTTIN', 'SIGTTOU'] as const) usr2.signal(ignored)
       if (signal === 'SIGUSR2' || signal === 'SIGHUP') {
-        t.ok(usr2.events().length === 0, `${signal} came before the first line of the log`)
+        t.equal(usr2.events().length, 0, `${signal} came before the first line of the log`)
         t.match(await usr2.event('promoted'), { generation: 2 }, `${signal}: a reload, after the start`)
+        await usr2.event('drained')
         t.equal((await getJson<{ generation: string }>({ port })).generation, '2')
         await usr2.stop()
       } else {
@@ -404,7 +407,11 @@ t.test(
     const script = `exec ${command.map((word) => `'${word}'`).join(' ')} 2> /dev/full`
     const usr2 = start(t, '/bin/sh', { name: 'usr2 run', args: ['-c', script], env: { PORT: String(port) } })
     await usr2.line(`listening ${port}`)
-    t.equal((await run(t, process.execPath, { args: [CLI, 'reload', '--control', control] })).code, 0)
+    t.equal(
+      (await run(t, process.execPath, { args: [CLI, 'reload', '--wait', 'drained', '--control', control] }))
+        .code,
+      0,
+    )
     t.equal((await getJson<{ generation: string }>({ port })).generation, '2')
     usr2.kill()
     t.equal((await usr2.ended()).code, 0)

@@ -20,7 +20,11 @@ export function expectNoneFailed(t: TestLike, result: LoadResult): void {
 }
 
 /** Waits until that version has answered under load. */
-export async function untilServed(load: RemoteLoad, version: string, timeoutMs = 10_000): Promise<void> {
+export async function untilServed(
+  load: { snapshot(): LoadResult | Promise<LoadResult> },
+  version: string,
+  timeoutMs = 10_000,
+): Promise<void> {
   const served = async () => (await load.snapshot()).versions[version] !== undefined
   await until(served, { timeoutMs, what: `an answer of version ${version}` })
 }

@@ -5,7 +5,7 @@
 import { isDeepStrictEqual } from 'node:util'
 import fc from 'fast-check'
 import t from 'tap'
-import { currentOf, listensOn, roleOf } from '../../src/rollout/questions.ts'
+import { currentOf, listensOn, roleOf, serves } from '../../src/rollout/questions.ts'
 import type {
   Command,
   Generation,
@@ -17,10 +17,12 @@ import type {
   WorkerId,
 } from '../../src/rollout/state.ts'
 import { step } from '../../src/rollout/step.ts'
+import { deadline } from '../../src/rollout/timers.ts'
 import type { Behaviour, Deed, Operation, Pin, Plan, Seen } from './world.ts'
 import { World } from './world.ts'
 
 const STEPS = Number(process.env.STEPS ?? 200_000)
+const SHRINK_MS = 40_000
 const MAX_STEPS_OF_A_WORLD = 20_000
 
 // --- the laws -------------------------------------------------------------------------------------------------
@@ -210,6 +212,26 @@ function laws(plan: Plan): Record<string, Law> {
       must(
         isDeepStrictEqual(again.state, after) && isDeepStrictEqual(again.commands, commands),
         'it came out otherwise',
+      )
+    },
+
+    'it gives up only when no worker serves'({ before, event, after, commands }) {
+      if (before.top.k !== 'steady' || after.top.k === 'steady' || event.e === 'stop-asked') return
+      if (!commands.some((command) => command.c === 'announce' && command.what.a === 'stopping')) return
+      for (const worker of before.workers.values()) {
+        const isLost = 'worker' in event && event.worker === worker.id
+        const hasFailed = whyOf(after.workers.get(worker.id)) === 'failed'
+        must(isLost || hasFailed || !serves(worker), `worker ${worker.id} served on`)
+      }
+    },
+
+    'what was waited for while the machine slept gets its time'({ before, event, after, commands }) {
+      if (event.e !== 'overslept') return
+      const next = deadline(before)
+      if (next === null || next + event.lagMs <= after.at) return
+      must(
+        deadline(after) === next + event.lagMs && commands.length === 0,
+        `${next} became ${deadline(after)}`,
       )
     },
 
@@ -577,7 +599,8 @@ t.test('the laws hold after every step of every world', async (t) => {
       worlds++
     })
     try {
-      fc.assert(property, { seed: seed + round, numRuns: 100 })
+      // A failure is shown when it has been shrunk for so long: before tap's own timeout, which would show nothing.
+      fc.assert(property, { seed: seed + round, numRuns: 100, interruptAfterTimeLimit: SHRINK_MS })
     } catch (error) {
       t.comment(`SEED=${seed + round}`)
       throw error

@@ -22,6 +22,8 @@ import { initialState } from '../../src/rollout/state.ts'
 import { step } from '../../src/rollout/step.ts'
 import { deadline } from '../../src/rollout/timers.ts'
 
+const KILL_MS = 3
+
 export type Deed =
   | { readonly k: 'claim'; readonly key: ListenerKey }
   | { readonly k: 'unclaim'; readonly key: ListenerKey }
@@ -290,17 +292,10 @@ export class World {
         return this.drain(command.worker)
       case 'cut':
         return this.whileAlive(command.worker, 1, (process) => this.drained(process))
-      case 'terminate': {
-        const process = this.processes.get(command.worker)
-        if (process) process.accepting.clear()
-        if (process) this.end(process, process.behaviour.terminate, 'terminated')
-        return
-      }
-      case 'kill': {
-        const process = this.processes.get(command.worker)
-        if (process) this.end(process, 3, 'killed')
-        return
-      }
+      case 'terminate':
+        return this.signal(command.worker, (process) => process.behaviour.terminate, 'terminated')
+      case 'kill':
+        return this.signal(command.worker, () => KILL_MS, 'killed')
       case 'release':
         this.bound.delete(command.key)
         return
@@ -368,6 +363,14 @@ export class World {
 
   private end(process: Process, afterMs: Ms | 'never' | 'ignored', reason: string): void {
     this.soon(afterMs, () => (this.processes.has(process.id) ? this.exit(process, reason, false) : null))
+  }
+
+  private signal(id: WorkerId, endsAfter: (process: Process) => Ms | 'ignored', reason: string): void {
+    const process = this.processes.get(id)
+    if (process === undefined) return
+    process.isLeaving = true
+    process.accepting.clear()
+    this.end(process, endsAfter(process), reason)
   }
 
   private open(id: WorkerId, key: ListenerKey): void {

@@ -1,0 +1,234 @@
+/** First part of a step: takes one fact in. A fact that its state has no use for changes nothing. */
+import { Draft, policyOf } from './draft.ts'
+import { leave, leaving } from './leaving.ts'
+import { bereave, fail, stop } from './losing.ts'
+import { candidateOf, isSpare, roleOf, wantsOf } from './questions.ts'
+import { answer, beginRollout, endRollout, learnWants, verdict } from './rollout.ts'
+import { postpone } from './timers.ts'
+import type { AskId, Event, Leave, ListenerKey, Policy, Waiting, Worker, WorkerId } from './state.ts'
+
+/** How long an app may have only a private listener (port 0) before that counts as its readiness. */
+export const SETTLE_MS = 1_000
+
+/** A signal to one worker is part of a stop when the stop begins within this time. */
+export const LEAVING_GRACE_MS = 1_000
+
+/** A booting worker killed by a stray signal is started again at most so often in a row. */
+export const MAX_STILLBORN = 5
+
+export function absorb(draft: Draft, event: Event): void {
+  switch (event.e) {
+    case 'started': {
+      if (draft.top.k !== 'idle') return
+      const current = draft.addGeneration(event.policy)
+      draft.top = { k: 'starting', current, since: draft.at, next: [] }
+      return
+    }
+    case 'reload-asked':
+      return askReload(draft, { ask: event.ask, drop: event.drop })
+    case 'ask-gone':
+      return forgetAsk(draft, event.ask, event.reason)
+    case 'pinned':
+      return absorbPinned(draft, event.reload, event.policy)
+    case 'pin-failed': {
+      const { top } = draft
+      if (top.k !== 'rolling-out' || top.rollout.id !== event.reload || top.rollout.doing.k !== 'pinning')
+        return
+      return endRollout(draft, 'refused', event.reasons)
+    }
+    case 'stop-asked':
+      return absorbStop(draft, event.how)
+    case 'overslept':
+      return draft.rewrite((state) => postpone(state, event.lagMs))
+    case 'ticked':
+      return
+    case 'worker-exited': {
+      const worker = draft.worker(event.worker)
+      if (worker) absorbExit(draft, worker, event.reason, event.stillborn)
+      return
+    }
+    default: {
+      const worker = draft.worker(event.worker)
+      if (worker) absorbWorkerFact(draft, worker, event)
+    }
+  }
+}
+
+type WorkerFact = Extract<Event, { worker: WorkerId }>
+
+function absorbWorkerFact(
+  draft: Draft,
+  worker: Worker,
+  event: Exclude<WorkerFact, { e: 'worker-exited' }>,
+): void {
+  const isUp = worker.phase.k === 'booting' || worker.phase.k === 'ready'
+  switch (event.e) {
+    case 'claimed':
+      if (worker.claims.has(event.key)) return
+      draft.setClaim(worker, event.key, { k: 'held' })
+      // It crossed our order to leave on its way: bound for nobody, unless the current generation listens there too.
+      if (!isUp || roleOf(draft.top, worker.generation) === 'old')
+        return draft.setDropping([...draft.dropping, event.key])
+      noteClaim(draft, worker, event.key)
+      if (worker.phase.k === 'ready') learnWants(draft, worker.id)
+      return
+    case 'unclaimed':
+      // `wants` stays: a crashing app closes its servers before it exits, and its successor must open them again.
+      if (worker.claims.has(event.key)) draft.setClaim(worker, event.key, null)
+      return
+    case 'listened-privately':
+      if (worker.phase.k !== 'booting' || worker.listensPrivately) return
+      return draft.setWorker({
+        ...worker,
+        listensPrivately: true,
+        phase: { ...worker.phase, settle: draft.in(SETTLE_MS) },
+      })
+    case 'said-ready':
+      return draft.setWorker({ ...worker, saidReady: true })
+    case 'opened':
+      if (worker.claims.get(event.key)?.k === 'opening') draft.setClaim(worker, event.key, { k: 'open' })
+      return
+    case 'open-failed':
+      // Else the app has closed that server meanwhile.
+      if (!isUp || worker.claims.get(event.key)?.k !== 'opening') return
+      fail(draft, worker, `could not accept on ${event.key}: ${event.reason}`)
+      return
+    case 'withdrawn':
+      if (!isUp) draft.setClaim(worker, event.key, null)
+      return
+    case 'drain-began':
+      if (worker.phase.k !== 'draining') return
+      return draft.setWorker({
+        ...worker,
+        phase: {
+          ...worker.phase,
+          by: draft.in(Math.max(event.timeoutMs, policyOf(draft, worker).drainTimeoutMs)),
+        },
+      })
+    case 'worker-drained':
+      if (worker.phase.k !== 'draining') return
+      return draft.setWorker({
+        ...worker,
+        claims: new Map(),
+        phase: {
+          k: 'terminating',
+          why: worker.phase.why,
+          by: draft.in(policyOf(draft, worker).shutdownTimeoutMs),
+        },
+      })
+    case 'replace-asked': {
+      const slot = draft.generation(worker.generation)?.slots[worker.slot]
+      if (slot?.state.k !== 'filled' || slot.state.by !== worker.id) return
+      if (roleOf(draft.top, worker.generation) === 'old') return
+      return draft.setSlot(worker.generation, worker.slot, {
+        state: { k: 'leaving', by: worker.id, when: draft.in(LEAVING_GRACE_MS) },
+      })
+    }
+  }
+}
+
+function noteClaim(draft: Draft, worker: Worker, key: ListenerKey): void {
+  const { top } = draft
+  if (top.k !== 'rolling-out' || worker.generation !== candidateOf(top)) return
+  draft.top = { ...top, rollout: { ...top.rollout, claimed: new Set([...top.rollout.claimed, key]) } }
+}
+
+function askReload(draft: Draft, waiting: Waiting): void {
+  const { top } = draft
+  switch (top.k) {
+    case 'starting':
+    case 'rolling-out':
+      draft.top = { ...top, next: [...top.next, waiting] }
+      return
+    case 'steady':
+      return beginRollout(draft, top.current, [waiting])
+    default:
+      return answer(
+        draft,
+        [waiting.ask],
+        verdict(draft, 'overtaken', 'r0', null, ['the master is stopping'], 0),
+      )
+  }
+}
+
+/**
+ * Whoever asked takes the request back (`--timeout`, TERM to the client). With others still waiting for the same
+ * rollout it goes on for them.
+ */
+function forgetAsk(draft: Draft, ask: AskId, reason: string): void {
+  const { top } = draft
+  if (top.k !== 'starting' && top.k !== 'rolling-out') return
+  const mine = top.next.find((waiting) => waiting.ask === ask)
+  if (mine) {
+    draft.top = { ...top, next: top.next.filter((waiting) => waiting !== mine) }
+    return answer(draft, [ask], verdict(draft, 'overtaken', 'r0', null, [reason], 0))
+  }
+  if (top.k !== 'rolling-out' || !top.rollout.asks.includes(ask)) return
+  const asks = top.rollout.asks.filter((other) => other !== ask)
+  if (asks.length === 0) return endRollout(draft, 'overtaken', [reason])
+  draft.top = { ...top, rollout: { ...top.rollout, asks } }
+  answer(
+    draft,
+    [ask],
+    verdict(draft, 'overtaken', top.rollout.id, null, [reason], draft.at - top.rollout.since),
+  )
+}
+
+function absorbPinned(draft: Draft, reload: string, policy: Policy): void {
+  const { top } = draft
+  if (top.k !== 'rolling-out' || top.rollout.id !== reload || top.rollout.doing.k !== 'pinning') return
+  const current = draft.generation(top.current)
+  if (!current) return
+  // The candidate replaces every worker: one that is being replaced by itself waits for it, so that there are
+  // never more than twice the slots. (A replacement that alone accepts on something already stays.)
+  for (const [index, slot] of current.slots.entries()) {
+    if (slot.state.k !== 'replacing') continue
+    const replacement = draft.worker(slot.state.with)
+    if (!replacement || !isSpare(current, draft.workers, replacement)) continue
+    const when = draft.in(LEAVING_GRACE_MS)
+    draft.setSlot(current.id, index, { state: { k: 'leaving', by: slot.state.by, when } })
+    leave(draft, replacement, 'replaced')
+  }
+  const candidate = draft.addGeneration(
+    policy,
+    wantsOf(current, draft.workers, policy.slots, top.rollout.drop),
+  )
+  draft.top = { ...top, rollout: { ...top.rollout, doing: { k: 'bringing-up', candidate } } }
+  draft.order({ c: 'announce', what: { a: 'candidate-spawned', reload, generation: candidate } })
+}
+
+function absorbStop(draft: Draft, how: 'graceful' | 'now'): void {
+  if (draft.top.k === 'ended') return
+  stop(draft, 0, [])
+  if (how === 'graceful') return
+  for (const worker of draft.workers.values()) {
+    if (worker.phase.k === 'killed') continue
+    draft.setWorker(leaving(worker, { k: 'killed', why: leaveOf(worker) ?? 'stop' }))
+    draft.order({ c: 'kill', worker: worker.id })
+  }
+}
+
+function leaveOf(worker: Worker): Leave | null {
+  return worker.phase.k === 'booting' || worker.phase.k === 'ready' ? null : worker.phase.why
+}
+
+function absorbExit(draft: Draft, worker: Worker, reason: string, stillborn: boolean): void {
+  draft.removeWorker(worker.id)
+  if (worker.phase.k !== 'booting' && worker.phase.k !== 'ready') return
+  const generation = draft.generation(worker.generation)
+  const slot = generation?.slots[worker.slot]
+  if (
+    stillborn &&
+    generation &&
+    slot?.state.k === 'filled' &&
+    worker.phase.k === 'booting' &&
+    worker.phase.stillborn < MAX_STILLBORN &&
+    roleOf(draft.top, generation.id) !== 'old'
+  ) {
+    const stillborn = worker.phase.stillborn + 1
+    return draft.setSlot(generation.id, worker.slot, {
+      state: { k: 'vacant', retry: draft.in(0), stillborn },
+    })
+  }
+  bereave(draft, worker, reason)
+}

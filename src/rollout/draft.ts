@@ -1,0 +1,150 @@
+import type { Step } from './step.ts'
+import type {
+  Command,
+  Generation,
+  GenerationId,
+  Grant,
+  ListenerKey,
+  Ms,
+  Policy,
+  Slot,
+  SlotIndex,
+  SlotState,
+  State,
+  Timer,
+  Top,
+  Worker,
+  WorkerId,
+} from './state.ts'
+
+/** A state under construction within one step. Nothing outside `step` ever sees one. */
+export class Draft {
+  at: Ms
+  changed = false
+  readonly commands: Command[] = []
+  private current: { -readonly [K in keyof State]: State[K] }
+
+  constructor(state: State, at: Ms) {
+    this.at = Math.max(at, state.at)
+    this.current = { ...state, at: this.at }
+  }
+
+  get top(): Top {
+    return this.current.top
+  }
+  set top(top: Top) {
+    this.current.top = top
+    this.changed = true
+  }
+  get workers(): State['workers'] {
+    return this.current.workers
+  }
+  get generations(): State['generations'] {
+    return this.current.generations
+  }
+  get dropping(): State['dropping'] {
+    return this.current.dropping
+  }
+  get nextGeneration(): GenerationId {
+    return this.current.nextGeneration
+  }
+
+  in(delayMs: Ms): Timer {
+    return { timerAt: this.at + delayMs }
+  }
+  due(timer: Timer): boolean {
+    return timer.timerAt <= this.at
+  }
+  order(command: Command): void {
+    this.commands.push(command)
+    this.changed = true
+  }
+  newReload(): string {
+    return `r${this.current.nextReload++}`
+  }
+
+  worker(id: WorkerId): Worker | undefined {
+    return this.current.workers.get(id)
+  }
+  setWorker(worker: Worker): void {
+    this.current.workers = new Map(this.current.workers).set(worker.id, worker)
+    this.changed = true
+  }
+  removeWorker(id: WorkerId): void {
+    const workers = new Map(this.current.workers)
+    workers.delete(id)
+    this.current.workers = workers
+    this.changed = true
+  }
+  setClaim(worker: Worker, key: ListenerKey, grant: Grant | null): void {
+    const claims = new Map(worker.claims)
+    if (grant === null) claims.delete(key)
+    else claims.set(key, grant)
+    this.setWorker({ ...worker, claims })
+  }
+
+  generation(id: GenerationId): Generation | undefined {
+    return this.current.generations.get(id)
+  }
+  setGeneration(generation: Generation): void {
+    this.current.generations = new Map(this.current.generations).set(generation.id, generation)
+    this.changed = true
+  }
+  removeGeneration(id: GenerationId): void {
+    const generations = new Map(this.current.generations)
+    generations.delete(id)
+    this.current.generations = generations
+    this.changed = true
+  }
+  setSlot(id: GenerationId, index: SlotIndex, change: Partial<Slot>): void {
+    const generation = this.current.generations.get(id)
+    if (!generation) return
+    this.setGeneration({
+      ...generation,
+      slots: generation.slots.map((slot, i) => (i === index ? { ...slot, ...change } : slot)),
+    })
+  }
+  setDropping(keys: Iterable<ListenerKey>): void {
+    this.current.dropping = new Set(keys)
+    this.changed = true
+  }
+  addGeneration(policy: Policy, wants: readonly ReadonlySet<ListenerKey>[] = []): GenerationId {
+    const id = this.current.nextGeneration++
+    const slots = Array.from({ length: policy.slots }, (_, index) => ({
+      state: { k: 'vacant', retry: this.in(0), stillborn: 0 } as SlotState,
+      deaths: 0,
+      wants: wants[index] ?? null,
+    }))
+    this.setGeneration({ id, policy, slots })
+    return id
+  }
+  spawn(generation: Generation, slot: SlotIndex, stillborn: number): WorkerId {
+    const id = this.current.nextWorker++
+    this.setWorker({
+      id,
+      generation: generation.id,
+      slot,
+      phase: { k: 'booting', by: this.in(generation.policy.startTimeoutMs), settle: null, stillborn },
+      claims: new Map(),
+      listensPrivately: false,
+      saidReady: false,
+    })
+    this.order({ c: 'spawn', worker: id, generation: generation.id, slot })
+    return id
+  }
+
+  finish(): Step {
+    return { state: this.current, commands: this.commands }
+  }
+  /** For a shift of the clock: replaces the whole state. */
+  rewrite(change: (state: State) => State): void {
+    this.current = { ...change(this.current) }
+  }
+}
+
+export function policyOf(draft: Draft, worker: Worker): Policy {
+  const generation = draft.generation(worker.generation)
+  // A generation is removed only after its last worker (see reconcile), so this cannot happen.
+  if (!generation) throw new Error(`worker ${worker.id} has no generation ${worker.generation}`)
+  return generation.policy
+}
