@@ -150,6 +150,8 @@ async function reload({ args, json }: Client): Promise<number> {
           if (json) say(JSON.stringify({ verdict: its }))
           else if (its.outcome === 'promoted') say(renderVerdict(its))
           else complain(`usr2: ${renderVerdict(its)}`)
+          // The abort came too late for the rollout; the drain is what is not waited for then.
+          if (gaveUp !== null && its.outcome === 'promoted') connection.close()
         },
       },
     )

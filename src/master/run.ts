@@ -1,4 +1,6 @@
 /** `usr2 run`: wires the parts of a master together, and takes them apart again. Read this file first. */
+// Before anything of the master is evaluated.
+import './v8-flags.ts'
 import { accessSync, constants, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'

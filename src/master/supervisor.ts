@@ -23,7 +23,7 @@ import type {
 import { step } from '../rollout/step.ts'
 import { deadline } from '../rollout/timers.ts'
 import type { Asker, Drained, Face, Progress, Status, Verdict, Wait, WorkerStatus } from './face.ts'
-import { stopBudgetMs } from './generation.ts'
+import { hasChanged, stopBudgetMs } from './generation.ts'
 import type { Pinned, PinResult } from './generation.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
 import { Listeners } from './listeners.ts'
@@ -222,6 +222,12 @@ export class Supervisor implements Face {
       onExit: (worker, exit) => this.onExit(worker, exit),
     })
     this.handles.set(id, handle)
+    if (hasChanged(pinned)) {
+      const text =
+        `slot ${slot} boots code that was changed in place since generation ${generation} was made: ${pinned.entry}; ` +
+        'its workers may differ from each other until the next reload'
+      this.log.warn({ ...handle.facts, event: 'code-changed' }, text)
+    }
     this.log.debug(
       { ...handle.facts, ...this.rolloutFacts(generation), event: 'spawned' },
       `started slot ${slot}`,
@@ -234,6 +240,8 @@ export class Supervisor implements Face {
     try {
       await this.listeners.grant(handle, key)
     } catch (error) {
+      // It ends just now: its exit says why, in its own words. (Should it not end, the grant has its deadline.)
+      if (!handle.child.connected) return
       const reason = error instanceof Error ? error.message : String(error)
       this.dispatch({ e: 'open-failed', worker: id, key, reason })
     }

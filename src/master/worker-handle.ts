@@ -183,7 +183,8 @@ export class WorkerHandle {
 function firstFrame({ name, message, stack }: Failure): string {
   const lines = stack.split('\n')
   const frame = lines
-    .find((line) => /^\s+at /.test(line) && !/\(?node:/.test(line))
+    // Not Node's frames, nor ours: EADDRINUSE is made by the guest.
+    .find((line) => /^\s+at /.test(line) && !/\(?node:|\/preload\.cjs:/.test(line))
     ?.trim()
     .replace(/^at /, '')
   // A syntax error has its place in front of its stack: file:line, the source, a caret.
@@ -191,7 +192,10 @@ function firstFrame({ name, message, stack }: Failure): string {
   // One line: verdicts are printed in tables, logs and `systemctl status`.
   const text = message.replace(/\s*\n\s*/g, ' ')
   const head = text.startsWith(name) ? text : `${name}: ${text}`
-  return place === undefined ? head : `${head} (at ${place})`
+  if (place !== undefined) return `${head} (at ${place})`
+  // Node keeps the place of a module that cannot be compiled to itself, and prints it as the process ends.
+  const isUnparsed = name === 'SyntaxError' && stack.includes('node:internal/modules/esm')
+  return isUnparsed ? `${head} (in an ES module: the worker's stderr shows the file and the line)` : head
 }
 
 function lastLine(text: string): string {

@@ -62,7 +62,7 @@ export function prepareDrain({
    */
   const counts = ({ server }: Connection): boolean =>
     servers.size === 0 || (server !== undefined && servers.has(server))
-  const held = (): Connection[] => [...ledger.open].filter(counts)
+  const held = (): Connection[] => ledger.open.list().filter(counts)
 
   const over = (cut: readonly Held[]): void => {
     if (phase === 'over') return
@@ -126,6 +126,7 @@ export function prepareDrain({
       phase = 'draining'
       process.once('exit', onExit)
       since = performance.now()
+      ledger.leaving = true
       http1.leaveAll()
       withdrawAll()
       const leaving = new Set([...servers, ...held().flatMap(({ server }) => server ?? [])])

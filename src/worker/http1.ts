@@ -15,7 +15,7 @@ import type https from 'node:https'
 import { createRequire } from 'node:module'
 import net from 'node:net'
 import type { Socket } from 'node:net'
-import { connectionOf, isNewest, isTooLate } from './ledger.ts'
+import { connectionOf, isNewest, isNext, isTooLate } from './ledger.ts'
 
 /** How long a connection that said `Connection: close` reads on, for the client's FIN (RFC 9112, 9.6). */
 const LINGER_MS = 2_000
@@ -170,6 +170,9 @@ const deferring = new WeakSet<net.Server>()
  * Hands requests to the app only after everything that has arrived was parsed. Of eight pipelined requests that
  * came in one packet a synchronous handler would otherwise answer the first, with `Connection: close` since no
  * other is known yet, before the second is read; the other seven would be lost.
+ *
+ * The newest is held until the responses before it are written: its head would be made with `Connection: close` in it
+ * while it waits for its turn, perhaps for seconds, and what the client sends meanwhile would be lost.
  */
 export function deferRequests(server: net.Server): void {
   if (deferring.has(server)) return
@@ -187,8 +190,16 @@ export function deferRequests(server: net.Server): void {
       if (isTooLate(response, connectionOf(socket))) return
       emit.apply(this, args)
     }
+    const handOverInTurn = (): void => {
+      const connection = connectionOf(socket)
+      if (connection) connection.onFinish = null
+      if (!connection || !isNewest(response, connection) || isNext(response, connection)) return handOver()
+      connection.onFinish = () => setImmediate(handOverInTurn)
+    }
     waiting.add(handOver)
-    setImmediate(handOver)
+    // A newer one has come: whichever was held as the newest is not any more.
+    connectionOf(socket)?.onFinish?.()
+    setImmediate(handOverInTurn)
     return true
   } as typeof server.emit
 }

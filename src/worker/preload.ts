@@ -33,6 +33,8 @@ export interface Guest {
 
 const COUNTS_EVERY_MS = 1_000
 
+// Also in a worker thread, which gets the options of its process: it may fork, too.
+forgetPreload()
 const token = process.env[GUEST_ENV]
 if (token !== undefined && isMainThread && process.send) {
   delete process.env[GUEST_ENV]
@@ -41,7 +43,6 @@ if (token !== undefined && isMainThread && process.send) {
 
 function start(config: GuestConfig): void {
   const link = connectLink()
-  forgetPreload()
   refuseCluster()
   const failures = reportFailures(link)
   const ledger = new Ledger()

@@ -152,6 +152,20 @@ t.test('while another slot serves, usr2 keeps trying', async (t) => {
   await expectNothingLeft(t, usr2.process)
 })
 
+t.test('with every slot past its limit, one that serves again is enough to go on', async (t) => {
+  const { usr2 } = await startApp(t, app(), {
+    flags: ['--workers', '2', '--max-restarts', '0', '--min-uptime', '1h'],
+  })
+  await usr2.ready()
+  for (const slot of [0, 1]) {
+    const { generations } = await usr2.status()
+    await kill(usr2, generations[0]?.workers.find((worker) => worker.slot === slot)?.pid ?? 0)
+    await usr2.event('worker-ready', { from: usr2.process.lines.length })
+  }
+  t.equal((await usr2.status()).ready, 2)
+  await usr2.stop()
+})
+
 t.test('a first generation that does not start ends usr2 with its own words', async (t) => {
   const cases: Record<string, { readonly files: Record<string, string>; readonly says: RegExp }> = {
     'an exception at top level': {

@@ -158,6 +158,7 @@ t.test('pipelined requests are all answered, in order, and only the newest says 
     openIdle(t, app),
   ])
   const opener = await openIdle(t, app)
+  const tickers = await Promise.all(Array.from({ length: 5 }, () => openIdle(t, app)))
   await replace(app)
 
   const sync = paths(8, (i) => `/now?sync=${i}`)
@@ -165,22 +166,20 @@ t.test('pipelined requests are all answered, in order, and only the newest says 
   const delays = [80, 0, 40, 10, 60, 20].map((ms) => `/later?ms=${ms}`)
   await answered(delayed.send(batch(delays)), delays, 'handlers of different delays')
 
-  // The first waits for a gate, so that the others are surely read while it is in flight.
-  const more = ['/gated', '/now?more=1', '/later?ms=30', '/now?more=3']
-  gatedThenMore.get('/gated')
-  await app.usr2.process.line(({ text }) => text === 'got /gated', {
-    from: lineAfter(app.usr2, 'draining'),
-  })
-  for (const path of more.slice(1)) gatedThenMore.get(path)
-  await app.said('got /now?more=3')
+  // One waits for a gate, so that all the others are sent while it is in flight, each when the one before it was read
+  // and had its time to be answered.
+  const more = ['/gated', '/now?more=1', '/later?ms=30', '/now?more=3', '/now?more=4']
+  for (const [i, path] of more.entries()) {
+    gatedThenMore.get(path)
+    await tickers[i]?.get('/now').response()
+  }
 
   const text = batch(['/gated', '/now?split=1'])
   split.send(text.slice(0, text.length - 20))
   await app.usr2.process.line(({ text }) => text === 'got /gated', {
-    from: lineAfter(app.usr2, 'got /now?more=3'),
+    from: lineAfter(app.usr2, 'got /gated'),
   })
   split.send(text.slice(text.length - 20))
-  await app.said('got /now?split=1')
   await opener.get('/open').response()
   await Promise.all([
     answered(gatedThenMore, more, 'more than one packet'),
@@ -309,7 +308,8 @@ t.test('a connection that was promised nothing is closed after 5 s, by FIN', asy
 
 t.test('https: keep-alive, pipelined, in flight', async (t) => {
   const app = await startApp(t, { env: { TLS: '1', KEEP_ALIVE_MS: '20000' } })
-  const [idle, halfClosed, pipelined, flying, uploading] = await Promise.all([
+  const [idle, blocking, halfClosed, pipelined, flying, uploading] = await Promise.all([
+    openIdle(t, app),
     openIdle(t, app),
     openIdle(t, app),
     openIdle(t, app),
@@ -322,8 +322,9 @@ t.test('https: keep-alive, pipelined, in flight', async (t) => {
   await app.said('body /upload 5')
   await replace(app)
   saysClose(t, (await idle.get('/now').response()).head, 'keep-alive')
-  // Over TLS the end of the client's half comes with its request, out of the same bytes.
-  halfClosed.socket.cork()
+  // Over TLS the end of the client's half is read with its request, if both are there by then.
+  blocking.get('/block?ms=300')
+  await app.said('got /block?ms=300')
   halfClosed.socket.end(request('GET', '/now?half-closed'))
   t.equal((await halfClosed.response()).body, '/now?half-closed', 'a client that half-closes has its answer')
   pipelined.send(['/now?0', '/later?ms=20', '/now?2'].map((path) => request('GET', path)).join(''))
@@ -334,9 +335,13 @@ t.test('https: keep-alive, pipelined, in flight', async (t) => {
   saysClose(t, last.head, 'pipelined')
   const { body } = await uploading.send('67890').response({ method: 'POST' })
   t.equal(body, '10')
-  // The gate is in the process of the old generation.
-  const [own] = await Promise.all([flying.send(request('GET', '/open')).response()])
-  t.equal(own.body, '/gated', 'in flight; and the one behind it, which opened the gate')
+  // The gate is in the process of the old generation, which no new connection reaches.
+  flying.send(request('GET', '/open') + request('GET', '/now?newest'))
+  for (const path of ['/gated', '/open']) {
+    const { body: own, headers } = await flying.response()
+    t.equal(own, path, 'in flight; and the one behind it, which opened the gate')
+    t.equal(headers['connection'], 'keep-alive', 'not the newest')
+  }
   saysClose(t, (await flying.response()).head, 'the newest')
   for (const client of [idle, pipelined, flying, uploading]) t.equal(await client.ended(), 'FIN')
   await app.usr2.stop()

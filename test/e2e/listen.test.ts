@@ -8,11 +8,11 @@ import http from 'node:http'
 import http2 from 'node:http2'
 import https from 'node:https'
 import net from 'node:net'
-import { mkdirSync } from 'node:fs'
+import { mkdirSync, writeFileSync } from 'node:fs'
 import { basename, isAbsolute, join } from 'node:path'
 import t from 'tap'
 import type { TestLike } from '../helpers/scope.ts'
-import { start, type TestProcess } from '../helpers/spawn.ts'
+import { run, start, type TestProcess } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
 import { fixture, startUsr2 } from '../helpers/usr2.ts'
 import { deadline } from '../helpers/wait.ts'
@@ -215,3 +215,265 @@ for (const kind of ['cjs', 'mjs']) {
     await usr2.stop()
   })
 }
+
+// ---- What the table does not show ---------------------------------------------------------------------------------
+
+const get = (port: number): Promise<string> => ask('http', { host: '127.0.0.1', port })
+
+t.test('a port in use: the app gets its error as Node words it, the log says whose port it is', async (t) => {
+  const PORT = String(await freePort(t))
+  const stranger = net.createServer()
+  await new Promise<void>((resolve) => stranger.listen(Number(PORT), '127.0.0.1', resolve))
+  t.teardown(() => stranger.close())
+  const entry = 'app.cjs'
+  const files = { [entry]: `require('node:http').createServer().listen(${PORT}, '127.0.0.1')` }
+  const usr2 = startUsr2(t, { entry, files })
+  t.equal((await usr2.process.ended()).code, 1)
+  const log = usr2.process.stderr.join('\n')
+  t.match(log, `could not bind tcp:127.0.0.1:${PORT}: the address is in use by pid ${process.pid} (`)
+  t.match(log, `listen EADDRINUSE: address already in use 127.0.0.1:${PORT}`)
+})
+
+t.test('a privileged port without the right to it', async (t) => {
+  const entry = 'app.cjs'
+  const app = `
+    const server = require('node:http').createServer()
+    server.on('error', (error) => {
+      console.log(JSON.stringify({ ...error, message: error.message }))
+      process.exit(1)
+    })
+    server.listen(...JSON.parse(process.env.LISTEN), () => process.exit())`
+  // Root without this capability is as good as another user, and may read every file.
+  const [node, nodeArgs] =
+    process.getuid?.() === 0
+      ? ['setpriv', ['--bounding-set', '-net_bind_service', process.execPath]]
+      : [process.execPath, []]
+  for (const LISTEN of ['[81]', '[81, "127.0.0.1"]', '[81, "::1"]']) {
+    const env = { LISTEN }
+    const usr2 = startUsr2(t, { entry, files: { [entry]: app }, env, node, nodeArgs })
+    const bare = start(t, node, { args: [...nodeArgs, join(usr2.cwd, entry)], env, name: 'bare node' })
+    await bare.exited.catch((error: Error) => t.comment(`NOT CHECKED: ${error.message}`))
+    if (!bare.stdout.join('').includes('EACCES')) {
+      await usr2.process.ended()
+      t.comment(`NOT CHECKED: on this machine anybody may listen on port 81: ${bare.log()}`)
+      continue
+    }
+    t.equal((await usr2.process.ended()).code, 1)
+    t.same(usr2.process.stdout, bare.stdout, `listen${LISTEN} fails as in bare Node`)
+    t.match(usr2.process.stderr.join('\n'), /could not bind \S+:81: this user has no right to it \(EACCES\)/)
+  }
+})
+
+t.test('a unix path that is too long is refused by name', async (t) => {
+  const entry = 'app.cjs'
+  const name = `${'x'.repeat(108)}.sock`
+  const files = { [entry]: `require('node:http').createServer().listen('${name}')` }
+  const usr2 = startUsr2(t, { entry, files })
+  t.equal((await usr2.process.ended()).code, 1)
+  const log = usr2.process.stderr.join('\n')
+  t.match(log, 'ENAMETOOLONG')
+  t.match(log, /limited .*\(107 bytes/)
+  t.match(log, name)
+})
+
+const ENDINGS: Readonly<Record<string, string>> = {
+  'nothing to do': '',
+  'a server unref’d at once': 'server.listen(port).unref()',
+  'a server unref’d later': 'server.listen(port, () => server.unref())',
+  'a server unref’d, with a host':
+    'server.listen(port, "127.0.0.1", () => setImmediate(() => server.unref()))',
+  'a server closed': 'server.listen(port, () => server.close())',
+  'a server closed at once': 'server.listen(port); server.close()',
+  'a listener of messages, unref’d by nobody': 'process.on("exit", () => {})',
+  'a status': 'server.listen(port, () => process.exit(7))',
+  'an exit code': 'process.exitCode = 5; server.listen(port, () => server.close())',
+  'an exception': 'server.listen(port, () => { throw new Error("on purpose") })',
+  'a rejection': 'server.listen(port, () => Promise.reject(new Error("on purpose")))',
+  'nobody handles the error': 'server.listen(port, "192.0.2.1")',
+}
+
+t.test('an app ends when, and as, it does without us', async (t) => {
+  const ends = await Promise.all(
+    Object.entries(ENDINGS).map(async ([name, code]) => {
+      const port = await freePort(t)
+      const entry = 'app.cjs'
+      const app = `
+        const port = ${port}
+        const server = require('node:http').createServer()
+        process.on('exit', (status) => console.log('exit', status))
+        ${code}`
+      // It never says so: whatever it listens on, it only boots.
+      const flags = ['--ready', 'message']
+      const usr2 = startUsr2(t, { entry, files: { [entry]: app }, flags })
+      const bare = start(t, process.execPath, { args: [join(usr2.cwd, entry)], name: 'bare node' })
+      const [inBare, inUsr2] = await Promise.all([bare.ended(20_000), usr2.process.ended(20_000)])
+      return { name, bare, usr2, inBare, inUsr2 }
+    }),
+  )
+  for (const { name, bare, usr2, inBare, inUsr2 } of ends) {
+    t.same(usr2.process.stdout, bare.stdout, name)
+    t.equal(inUsr2.code, 1, 'the first generation failed')
+    t.match(usr2.process.stderr.join('\n'), `exited with status ${inBare.code}`)
+  }
+})
+
+t.test('a candidate whose event loop ends has failed, its gate still shut', async (t) => {
+  const port = await freePort(t)
+  const entry = 'app.cjs'
+  const app = (more: string): string => `
+    const server = require('node:http').createServer((req, res) => res.end('served'))
+    server.listen(${port}, '127.0.0.1')${more}`
+  const usr2 = startUsr2(t, { entry, files: { [entry]: app('') } })
+  await usr2.ready()
+  writeFileSync(join(usr2.cwd, entry), app('.unref()'))
+  const { code, stderr } = await usr2.reload()
+  t.equal(code, 1)
+  t.match(stderr, /exited with status 0/)
+  t.equal(await get(port), 'served')
+  await usr2.stop()
+})
+
+t.test('forked children and threads of the app are its own', async (t) => {
+  const PORT = String(await freePort(t))
+  const about = (process: TestProcess): Promise<unknown> =>
+    process.line('"end of child"').then(() => process.stdout.map((line): unknown => JSON.parse(line)))
+
+  const bare = start(t, process.execPath, { args: [fixture('descendants.cjs')], env: { PORT } })
+  const inBare = await about(bare)
+  bare.kill('SIGKILL')
+  await bare.ended()
+
+  const usr2 = startUsr2(t, { fixture: 'descendants.cjs', env: { PORT } })
+  await usr2.ready()
+  t.same(await about(usr2.process), inBare)
+  t.equal(await get(Number(PORT)), 'served', 'and the server that was sent to a child serves on')
+  t.equal((await usr2.status()).vacancies.length, 0)
+  await usr2.stop()
+})
+
+t.test('our messages are not seen, and nothing that an app clears is missed', async (t) => {
+  const PORT = await freePort(t)
+  const usr2 = startUsr2(t, {
+    fixture: 'clears-listeners.cjs',
+    env: { PORT: String(PORT) },
+    flags: ['--drain-timeout', '3s'],
+  })
+  await usr2.ready()
+  for (const generation of [2, 3]) {
+    t.equal((await usr2.reload()).code, 0)
+    t.same(JSON.parse(await get(PORT)), { heard: [], listeners: 1 })
+    t.same((await usr2.status()).generations.find(({ role }) => role === 'current')?.id, generation)
+  }
+  // Without our listeners these would end the worker, or start its inspector.
+  const worker = (await usr2.status()).generations.find(({ id }) => id === 3)?.workers[0]?.pid ?? 0
+  for (const signal of ['SIGUSR2', 'SIGHUP', 'SIGINT'] as const) process.kill(worker, signal)
+  t.same(JSON.parse(await get(PORT)), { heard: [], listeners: 1 })
+  await usr2.stop()
+})
+
+t.test('the environment of a worker: ours, and nothing else of ours or systemd’s', async (t) => {
+  const port = await freePort(t)
+  const entry = 'app.cjs'
+  const app = `
+    console.log(JSON.stringify(process.env))
+    require('node:http').createServer().listen(${port}, '127.0.0.1')`
+  const notForWorkers = {
+    NOTIFY_SOCKET: '/nonexistent/notify',
+    WATCHDOG_USEC: '60000000',
+    WATCHDOG_PID: '1',
+    LISTEN_PID: '1',
+    LISTEN_FDS: '1',
+    LISTEN_FDNAMES: 'web',
+    FDSTORE: '1',
+    USR2_LOG_LEVEL: 'info',
+    USR2_DRAIN_TIMEOUT: '3s',
+    USR2_GUEST: '{}',
+  }
+  const env = { ...notForWorkers, FROM_USER: 'yes' }
+  const usr2 = startUsr2(t, { entry, files: { [entry]: app }, env, flags: ['--workers', '2'] })
+  await usr2.ready()
+  const bare = start(t, process.execPath, {
+    args: [join(usr2.cwd, entry)],
+    env: { FROM_USER: 'yes' },
+    name: 'bare node',
+  })
+  await bare.line('FROM_USER')
+  bare.kill('SIGKILL')
+  const inBare = JSON.parse(bare.stdout[0] ?? '') as Record<string, string>
+
+  const workers = usr2.process.stdout
+    .map((line) => JSON.parse(line) as Record<string, string>)
+    .sort((a, b) => Number(a['USR2_SLOT']) - Number(b['USR2_SLOT']))
+  t.equal(workers.length, 2)
+  for (const [slot, seen] of workers.entries()) {
+    t.same(
+      { ...seen, TEST_TOKEN: '' },
+      {
+        ...inBare,
+        TEST_TOKEN: '',
+        PWD: usr2.cwd,
+        NODE_APP_INSTANCE: String(slot),
+        USR2_NAME: 't',
+        USR2_SLOT: String(slot),
+        USR2_GENERATION: '1',
+        USR2_WORKERS: '2',
+      },
+    )
+  }
+  await bare.ended()
+  await usr2.stop()
+})
+
+t.test('NODE_APP_INSTANCE that the user has set stays', async (t) => {
+  const entry = 'app.cjs'
+  const files = { [entry]: 'console.log(process.env.NODE_APP_INSTANCE)' }
+  const usr2 = startUsr2(t, { entry, files, env: { NODE_APP_INSTANCE: 'mine' } })
+  await usr2.process.ended()
+  t.same(usr2.process.stdout, ['mine'])
+})
+
+t.test('a TypeScript entry', async (t) => {
+  const port = await freePort(t)
+  const entry = 'app.ts'
+  const app = `
+    import http, { type RequestListener } from 'node:http'
+    const serve: RequestListener = (req, res) => void res.end('typed')
+    http.createServer(serve).listen(${port} as number, '127.0.0.1')`
+  const files = { [entry]: app, 'package.json': '{ "type": "module" }' }
+  const asked = await run(t, process.execPath, { args: ['-p', 'Boolean(process.features.typescript)'] })
+  const usr2 = startUsr2(t, { entry, files })
+  if (asked.stdout === 'true') {
+    await usr2.ready()
+    t.equal(await get(port), 'typed')
+    t.equal((await usr2.reload()).code, 0)
+    t.equal(await get(port), 'typed')
+    await usr2.stop()
+  } else {
+    t.equal((await usr2.process.ended()).code, 2)
+    t.same(usr2.process.stderr, [
+      `usr2: ${join(usr2.cwd, entry)} is TypeScript, and Node.js ${process.versions.node} does not run that by ` +
+        'itself: build it to JavaScript, or use Node.js 22.18 or newer (22.6 with --node-args ' +
+        '--experimental-strip-types).',
+    ])
+  }
+})
+
+t.test('a server that listens on another one’s handle is drained as that one would be', async (t) => {
+  const port = await freePort(t)
+  const entry = 'app.cjs'
+  const app = `
+    const http = require('node:http')
+    const a = http.createServer()
+    const b = http.createServer((req, res) => {
+      console.log('asked')
+      setTimeout(() => res.end('answered by ' + process.env.USR2_GENERATION), 1000)
+    })
+    a.listen(${port}, '127.0.0.1', () => b.listen(a))`
+  const usr2 = startUsr2(t, { entry, files: { [entry]: app } })
+  await usr2.ready()
+  const answer = get(port)
+  await usr2.process.line('asked')
+  t.equal((await usr2.reload()).code, 0)
+  t.equal(await answer, 'answered by 1')
+  await usr2.stop()
+})

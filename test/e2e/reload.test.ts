@@ -126,6 +126,24 @@ t.test('whole candidate ready, then all grants', async (t) => {
   await usr2.stop()
 })
 
+t.test('the verdict comes when the old generation accepts no more', async (t) => {
+  const { usr2, openGate } = await startGated(t)
+  const { generations } = await usr2.status()
+  const pid = generations[0]?.workers[0]?.pid ?? 0
+  const asked = await askInLine(t, usr2)
+  await usr2.process.line('waits')
+  // So busy that it does not hear of its replacement.
+  process.kill(pid, 'SIGSTOP')
+  openGate()
+  await usr2.event('promoted')
+  const verdict = asked.verdict()
+  const first = await Promise.race([verdict.then(() => 'verdict'), usr2.status().then(() => 'status')])
+  t.equal(first, 'status', 'it may still accept')
+  process.kill(pid, 'SIGCONT')
+  t.match(await verdict, { outcome: 'promoted', current: 2 })
+  await usr2.stop()
+})
+
 t.test('usr2 reload tells its progress and the verdict', async (t) => {
   const { usr2, openGate } = await startGated(t, { flags: ['--workers', '2'] })
   openGate()

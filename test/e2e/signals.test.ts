@@ -78,6 +78,16 @@ const untilSteady = (usr2: Usr2): Promise<Status> =>
 
 const workersOf = (status: Status) => status.generations.flatMap(({ workers }) => workers)
 
+/** http-app.cjs, which says when a slow request has arrived. */
+const TELLING = `
+  const http = require('node:http')
+  const emit = http.Server.prototype.emit
+  http.Server.prototype.emit = function (event, req, ...rest) {
+    if (event === 'request' && req.url.startsWith('/slow')) console.log('slow')
+    return emit.call(this, event, req, ...rest)
+  }
+  require(${JSON.stringify(fixture('http-app.cjs'))})`
+
 /** http-app.cjs, which dies at once of whatever signal gets through to its own listeners. */
 const FRAGILE = `
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'])
@@ -144,6 +154,27 @@ t.test('signals at intervals that hit workers before their first line', async (t
   await usr2.stop()
 })
 
+t.test('a worker killed by a stray signal before its first line is started again', async (t) => {
+  const { usr2 } = await serving(t, { flags: ['--log-level', 'debug'] })
+  for (const signal of ['SIGUSR2', 'SIGHUP', 'SIGTERM', 'SIGINT', 'SIGQUIT'] as const) {
+    const from = usr2.process.lines.length
+    usr2.signal('SIGUSR2')
+    const { pid, generation } = await usr2.event('spawned', { from })
+    signalOne(Number(pid), signal)
+    const end = await usr2.process.line(/"event":"(promoted|rolled-back)"/, { from })
+    t.match(
+      end.text,
+      '"event":"promoted"',
+      `${signal} to a booting worker of generation ${String(generation)}`,
+    )
+  }
+  const killed = usr2
+    .events()
+    .filter(({ event, msg }) => event === 'worker-exited' && /was killed by/.test(msg))
+  t.ok(killed.length > 0, `${killed.length} of 5 were killed before their first line`)
+  await usr2.stop()
+})
+
 for (const signal of ['SIGTERM', 'SIGINT', 'SIGQUIT'] as const) {
   t.test(`${signal} to every process at once, under load: a stop that loses nothing`, async (t) => {
     const { usr2, port } = await serving(t, {
@@ -154,14 +185,16 @@ for (const signal of ['SIGTERM', 'SIGINT', 'SIGQUIT'] as const) {
     const load = await loadUnder(t, { target: { port }, traffic: MIX })
     await until(async () => (await load.snapshot()).ok > 200, { timeoutMs: 10_000, what: 'load' })
     const from = usr2.process.lines.length
-    const slow = Array.from({ length: 8 }, () => get({ port }, '/slow?ms=900'))
+    const slow = Array.from({ length: 8 }, () => get({ port }, '/slow?ms=2500'))
+    let answered = 0
+    for (const answer of slow) void answer.then(() => answered++).catch(() => {})
     const began = () => usr2.process.lines.slice(from).filter(({ text }) => text === 'slow').length
     await until(() => began() === 8, { timeoutMs: 10_000, what: '8 requests in flight' })
     signalAll(usr2, signal)
     await usr2.event('stopping')
     // Once the workers have withdrawn nobody will ever accept: a client is told so, and does not hang.
     await until(() => refused(port), { timeoutMs: 5_000, what: 'a connect to be refused' })
-    t.equal(usr2.process.exit, null, 'refused while requests are still in flight')
+    t.equal(answered, 0, 'refused while every request is still in flight')
     const answers = await Promise.all(slow)
     t.ok(
       answers.every(({ status }) => status === 200),
@@ -173,16 +206,6 @@ for (const signal of ['SIGTERM', 'SIGINT', 'SIGQUIT'] as const) {
   })
 }
 
-/** http-app.cjs, which says when a slow request has arrived. */
-const TELLING = `
-  const http = require('node:http')
-  const emit = http.Server.prototype.emit
-  http.Server.prototype.emit = function (event, req, ...rest) {
-    if (event === 'request' && req.url.startsWith('/slow')) console.log('slow')
-    return emit.call(this, event, req, ...rest)
-  }
-  require(${JSON.stringify(fixture('http-app.cjs'))})`
-
 function refused(port: number): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect({ port, host: '127.0.0.1' })
@@ -193,13 +216,14 @@ function refused(port: number): Promise<boolean> {
 
 /**
  * After a stop nobody is there. A connection that is in the kernel's queue, accepted by no one, when the last copy of
- * the listener is closed is reset by the kernel: no server can help that, and none of its requests was taken.
+ * the listener is closed is reset by the kernel: no server can help that, and none of its requests was taken. Each of
+ * the client's connections can be there once; after that it is refused.
  */
 function expectOnlyRefused(t: TestLike, result: LoadResult): void {
   const { refused = 0, reset = 0, connectReset = 0, ...lost } = result.failures
   if (Object.keys(lost).length > 0) t.fail(`lost: ${JSON.stringify(lost)} ${JSON.stringify(result.details)}`)
   t.equal(
-    reset + connectReset < 10,
+    reset + connectReset <= MIX.reduce((sum, { connections }) => sum + connections, 0),
     true,
     `${refused} refused, ${reset + connectReset} reset in the queue, of ${result.requests}`,
   )
@@ -282,6 +306,14 @@ function catches(pid: number, number: number): boolean {
   const mask = /^SigCgt:\s*([0-9a-f]+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? '0'
   return ((BigInt(`0x${mask}`) >> BigInt(number - 1)) & 1n) === 1n
 }
+/** Looks more often than `until` does: the moment matters. */
+async function untilCaught(usr2: Usr2, number: number): Promise<void> {
+  const giveUp = performance.now() + 10_000
+  while (!catches(usr2.pid, number)) {
+    if (performance.now() > giveUp) throw new Error(`no handler for signal ${number}\n${usr2.logs()}`)
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+}
 const SIGTTOU = 22
 /** Whose handler tells that ours are there: for TERM and INT Node has one of its own from the start. */
 const NUMBERS = { SIGHUP: 1, SIGINT: 3, SIGQUIT: 3, SIGUSR2: 12, SIGTERM: 3 } as const
@@ -294,10 +326,9 @@ t.test(
       const port = await freePort(t)
       const usr2 = startUsr2(t, { fixture: 'http-app.cjs', env: { PORT: String(port) } })
       // Before its first line can have run there is no handler, and nothing that a Node program can do about it.
-      const ready = () => catches(usr2.pid, NUMBERS[signal])
-      while (!ready()) await new Promise((resolve) => setImmediate(resolve))
+      await untilCaught(usr2, NUMBERS[signal])
       usr2.signal(signal)
-      while (!catches(usr2.pid, SIGTTOU)) await new Promise((resolve) => setImmediate(resolve))
+      await untilCaught(usr2, SIGTTOU)
       for (const ignored of ['SIGUSR1', 'SIGTTIN', 'SIGTTOU'] as const) usr2.signal(ignored)
       if (signal === 'SIGUSR2' || signal === 'SIGHUP') {
         t.equal(usr2.events().length, 0, `${signal} came before the first line of the log`)
@@ -317,7 +348,7 @@ t.test(
 t.test('a burst of signals from the first moment on ends in at most two further generations', async (t) => {
   const port = await freePort(t)
   const usr2 = startUsr2(t, { fixture: 'http-app.cjs', env: { PORT: String(port) } })
-  while (!catches(usr2.pid, NUMBERS.SIGHUP)) await new Promise((resolve) => setImmediate(resolve))
+  await untilCaught(usr2, NUMBERS.SIGHUP)
   const isUp = usr2.ready().then(() => true)
   for (let isReady = false; !isReady;) {
     usr2.signal('SIGUSR2')

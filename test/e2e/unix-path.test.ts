@@ -1,5 +1,5 @@
 /** Apps on a unix socket whose path they, or others, take away at the wrong moments. */
-import { existsSync, lstatSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, lstatSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -32,7 +32,7 @@ const apps: Record<string, Files> = {
   },
   'named imports, ES module': {
     'app.mjs': `
-      import fs, { existsSync, unlinkSync, rmSync } from 'node:fs'
+      import fs, { existsSync, unlinkSync } from 'node:fs'
       import http from 'node:http'
       import { join } from 'node:path'
       ${SERVE}
@@ -40,7 +40,7 @@ const apps: Record<string, Files> = {
       if (existsSync(path)) unlinkSync(path)
       broken()
       server.listen({ path })
-      process.on('SIGTERM', () => { rmSync(path, { force: true }); server.close(() => process.exit()) })`,
+      process.on('SIGTERM', () => { unlinkSync(path); server.close(() => process.exit()) })`,
   },
   'fs.promises.rm and fs.unlink': {
     'app.mjs': `
@@ -206,8 +206,9 @@ t.test('whatever else is put at the path makes room again', async (t) => {
   const path = join(directory, 'app.sock')
   const usr2 = startUsr2(t, { files: PLAIN, entry: 'app.cjs', args: [path] })
   await usr2.ready()
-  rmSync(path)
-  writeFileSync(path, 'not a socket')
+  // In one step: after an unlink the socket might be back before we have written.
+  writeFileSync(`${path}.new`, 'not a socket')
+  renameSync(`${path}.new`, path)
   const isBack = () => lstatSync(path, { throwIfNoEntry: false })?.isSocket()
   await until(isBack, { timeoutMs: 5_000, what: 'the socket again', logs: () => usr2.logs() })
   t.same(await getJson({ socketPath: path }), {})
