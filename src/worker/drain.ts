@@ -9,8 +9,10 @@ import { MAX_DRAIN_MS } from '../protocol.ts'
 import type { Counts, Held, WorkerTimes } from '../protocol.ts'
 import { deferRequests, isHttp1, isTls } from './http1.ts'
 import type { Http1 } from './http1.ts'
-import { describe, isIdle, isUpgraded } from './ledger.ts'
+import type { Http2 } from './http2.ts'
+import { describe, isIdle } from './ledger.ts'
 import type { Connection, Ledger } from './ledger.ts'
+import { endUpgraded, isUpgraded, spread, spreadWindowMs } from './upgraded.ts'
 
 /** A client that was promised nothing (no byte sent yet, or no keep-alive timeout) may use its connection so long. */
 const SILENT_LINGER_MS = 5_000
@@ -22,6 +24,7 @@ const MAX_NAMED = 100
 export interface DrainParts {
   readonly ledger: Ledger
   readonly http1: Http1
+  readonly http2: Http2
   /** Servers that got a listener of the master. */
   readonly servers: ReadonlySet<net.Server>
   withdrawAll(): void
@@ -41,6 +44,7 @@ export interface Drain {
 export function prepareDrain({
   ledger,
   http1,
+  http2,
   servers,
   withdrawAll,
   onBegin,
@@ -65,6 +69,7 @@ export function prepareDrain({
     phase = 'over'
     clearTimeout(deadline)
     clearInterval(sweeper)
+    goodbyes.forEach(clearTimeout)
     process.off('exit', onExit)
     ledger.onOpen = null
     ledger.onClose = null
@@ -92,6 +97,15 @@ export function prepareDrain({
   const onExit = (): void => {
     const lost = lose(held())
     onDied(ledger.counts(), lost)
+  }
+
+  const goodbyes: NodeJS.Timeout[] = []
+  const endAllUpgraded = (timeoutMs: number): void => {
+    const upgraded = held().filter(isUpgraded)
+    const times = spread(upgraded.length, spreadWindowMs(timeoutMs), Math.random)
+    for (const [i, connection] of upgraded.entries()) {
+      goodbyes.push(setTimeout(() => endUpgraded(connection), times[i]))
+    }
   }
 
   const sweep = (): void => {
@@ -123,6 +137,8 @@ export function prepareDrain({
       // Keeps the process alive, too: with its listeners withdrawn and no connection it would otherwise just end,
       // without the app's own shutdown.
       deadline = setTimeout(cut, timeoutMs)
+      http2.leaveAll()
+      endAllUpgraded(timeoutMs)
       sweeper = setInterval(sweep, SWEEP_MS)
       // Counted, not listed: with 10,000 idle connections a list at each close would take seconds.
       let left = held().length

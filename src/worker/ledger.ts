@@ -11,10 +11,20 @@ const CONNECTION = Symbol('usr2.connection')
 /** The number of a response on its connection, from 1. */
 const NUMBER = Symbol('usr2.number')
 
+/** What a connection speaks, as far as it is known: how it is to be ended follows from it. */
+export type Kind = 'plain' | 'http2' | 'websocket' | 'upgraded'
+
+/** What is told of a request that holds a drain, or is cut. */
+export interface RequestFacts {
+  readonly method?: string | undefined
+  readonly url?: string | undefined
+}
+
 export interface Connection {
   readonly socket: Socket
   readonly server: Server | undefined
   readonly since: number
+  kind: Kind
   /** The socket that HTTP sees: the TLS one for https, else `socket` itself; set by the first request. */
   http: Socket | undefined
   /** Requests whose head was read, and responses that were written whole. */
@@ -25,7 +35,7 @@ export interface Connection {
   /** Called when one more response was written whole. */
   onFinish: (() => void) | null
   /** The newest request in flight. */
-  request: IncomingMessage | undefined
+  request: RequestFacts | undefined
   requestSince: number
   /** When it was accepted or, in a drain, its last response was written. */
   quietSince: number
@@ -100,6 +110,7 @@ export class Ledger {
         socket,
         server: socket.server,
         since: performance.now(),
+        kind: 'plain',
         http: undefined,
         started: 0,
         finished: 0,
@@ -140,6 +151,19 @@ export class Ledger {
       if (ledger.leaving) connection.quietSince = performance.now()
       connection.onFinish?.()
     })
+  }
+
+  /** A stream of an HTTP/2 session, which no diagnostics channel tells of on Node 20. Gives what to call at its end. */
+  streamBegan(connection: Connection, request: RequestFacts): () => void {
+    this.requests++
+    connection.started++
+    connection.request = request
+    connection.requestSince = performance.now()
+    return () => {
+      this.ended++
+      if (++connection.finished >= connection.started) connection.request = undefined
+      connection.quietSince = performance.now()
+    }
   }
 
   counts(): Counts {
@@ -185,14 +209,12 @@ export function isTooLate(response: ServerResponse, connection: Connection | und
 
 export const isIdle = (connection: Connection): boolean => connection.started === connection.finished
 
-/** Node takes the parser of an HTTP connection away when it is upgraded (lib/_http_server.js, onParserExecuteCommon). */
-export const isUpgraded = ({ http }: Connection): boolean =>
-  http !== undefined && (http as { parser?: unknown }).parser === null
-
 export function describe(connection: Connection, now: number): Held {
   const { socket, request } = connection
   const peer = socket.remoteAddress ? `${socket.remoteAddress}:${socket.remotePort ?? 0}` : 'unix'
-  if (isUpgraded(connection)) return { what: 'upgraded', ageMs: Math.round(now - connection.since), peer }
+  const { kind } = connection
+  if (kind === 'websocket' || kind === 'upgraded')
+    return { what: 'upgraded', ageMs: Math.round(now - connection.since), peer }
   if (request && !isIdle(connection)) {
     const path = (request.url ?? '').split('?', 1)[0]?.slice(0, 1024) ?? ''
     const ageMs = Math.round(now - connection.requestSince)

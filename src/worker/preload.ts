@@ -13,12 +13,14 @@ import { claimListeners } from './claim.ts'
 import { prepareDrain, promiseMs } from './drain.ts'
 import { reportFailures } from './failure.ts'
 import { softenHttp1 } from './http1.ts'
+import { watchHttp2 } from './http2.ts'
 import { keepPaths } from './keep-path.ts'
 import { Ledger } from './ledger.ts'
 import { connectLink } from './link.ts'
 import { shutDownApp } from './shutdown.ts'
 import type { Closer } from './shutdown.ts'
 import { keepSignals } from './signals.ts'
+import { watchUpgrades } from './upgraded.ts'
 
 /** What `usr2` finds from within the app (src/index.ts), whatever its copy or version. */
 export interface Guest {
@@ -45,6 +47,7 @@ function start(config: GuestConfig): void {
   const failures = reportFailures(link)
   const ledger = new Ledger()
   const http1 = softenHttp1()
+  const http2 = watchHttp2(ledger)
   const servers = new Set<net.Server>()
   const paths = keepPaths(config.pwd)
   const closers: Closer[] = []
@@ -60,6 +63,8 @@ function start(config: GuestConfig): void {
     onClaimed(server) {
       servers.add(server)
       http1.guard(server)
+      http2.watch(server)
+      watchUpgrades(server)
       // After the app has had its turn to set `keepAliveTimeout`. One worker says it for all.
       if (config.slot === 0) setImmediate(() => warnOfPromise(server, config.times.drainTimeoutMs, warn))
     },
@@ -68,6 +73,7 @@ function start(config: GuestConfig): void {
   const drain = prepareDrain({
     ledger,
     http1,
+    http2,
     servers,
     withdrawAll: () => claims.withdrawAll(),
     onBegin(timeoutMs) {

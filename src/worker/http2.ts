@@ -1,0 +1,62 @@
+/**
+ * How an HTTP/2 session of a leaving server ends: GOAWAY without an error, streams in flight finish, and the session
+ * closes with its last one (RFC 9113, 6.8). New streams go to the new generation on a new connection.
+ *
+ * Streams that cross the GOAWAY are refused with REFUSED_STREAM, which tells a client that they were not processed
+ * and may be sent again (RFC 9113, 8.7). Node has no shutdown notice: `session.goaway(0, 2 ** 31 - 1)` makes nghttp2
+ * ignore new streams instead of serving them, so they would hang (FACTS W4).
+ */
+import type { IncomingHttpHeaders, ServerHttp2Session, ServerHttp2Stream } from 'node:http2'
+import type { Server, Socket } from 'node:net'
+import { connectionOf } from './ledger.ts'
+import type { Ledger } from './ledger.ts'
+
+export interface Http2 {
+  /** A server that may speak HTTP/2; others are not touched. */
+  watch(server: Server): void
+  leaveAll(): void
+}
+
+type Http2Server = Server & {
+  on(event: 'session', listener: (session: ServerHttp2Session) => void): unknown
+  on(event: 'stream', listener: (stream: ServerHttp2Stream, headers: IncomingHttpHeaders) => void): unknown
+}
+
+/** Not by `instanceof`: loading node:http2 for it would cost every boot. */
+const isHttp2 = (server: Server): server is Http2Server =>
+  server.constructor.name === 'Http2Server' || server.constructor.name === 'Http2SecureServer'
+
+export function watchHttp2(ledger: Ledger): Http2 {
+  const sessions = new Set<ServerHttp2Session>()
+  let leaving = false
+
+  const leave = (session: ServerHttp2Session): void => {
+    if (session.closed || session.destroyed) return
+    session.close()
+  }
+
+  return {
+    watch(server) {
+      if (!isHttp2(server)) return
+      server.on('session', (session) => {
+        sessions.add(session)
+        session.once('close', () => sessions.delete(session))
+        // Accepted before the drain, handshake finished after: its first streams are on their way already, and a
+        // GOAWAY before the server's SETTINGS would be an error.
+        if (leaving) session.once('remoteSettings', () => leave(session))
+      })
+      server.on('stream', (stream, headers) => {
+        const connection = stream.session && connectionOf(stream.session.socket as Socket)
+        if (!connection) return
+        connection.kind = 'http2'
+        const request = { method: String(headers[':method'] ?? ''), url: String(headers[':path'] ?? '') }
+        const ended = ledger.streamBegan(connection, request)
+        stream.once('close', ended)
+      })
+    },
+    leaveAll() {
+      leaving = true
+      for (const session of sessions) leave(session)
+    },
+  }
+}

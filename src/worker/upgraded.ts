@@ -1,0 +1,77 @@
+/**
+ * Connections that left HTTP by an upgrade. A WebSocket is closed the way its protocol says, by a close frame with
+ * status 1001, "going away" (RFC 6455, 7.4.1), and a wait for the client's own; any other one by FIN. Never by a reset.
+ * They are spread over the time that is left, so that their clients do not all come back at once.
+ */
+import type { IncomingMessage } from 'node:http'
+import type { Server, Socket } from 'node:net'
+import { connectionOf } from './ledger.ts'
+import type { Connection } from './ledger.ts'
+
+/** FIN, opcode 8, unmasked, two bytes: 1001. */
+const GOING_AWAY = Buffer.from([0x88, 0x02, 0x03, 0xe9])
+/** How long a peer may take to answer a close frame or a FIN before its connection is destroyed. */
+const ANSWER_MS = 2_000
+/** Clients that are told all within this time come back within it. */
+const SHORTEST_SPREAD_MS = 1_000
+
+/**
+ * Learns which connections of a server leave HTTP. A listener of ours is added only where the app has one: with none,
+ * Node answers a request for an upgrade as any other.
+ */
+export function watchUpgrades(server: Server): void {
+  const note = (request: IncomingMessage, socket: Socket): void => {
+    const connection = connectionOf(socket)
+    if (!connection) return
+    connection.kind = /websocket/i.test(request.headers.upgrade ?? '') ? 'websocket' : 'upgraded'
+    connection.http = socket
+  }
+  let noting = false
+  const startNoting = (): void => {
+    if (noting) return
+    noting = true
+    server.prependListener('upgrade', note)
+  }
+  if (server.listenerCount('upgrade') > 0) startNoting()
+  else {
+    server.on('newListener', (event: unknown) => {
+      if (event === 'upgrade' && !noting) process.nextTick(startNoting)
+    })
+  }
+}
+
+export const isUpgraded = ({ kind }: Connection): boolean => kind === 'websocket' || kind === 'upgraded'
+
+/**
+ * When each of `count` connections is to be told, in milliseconds from now, evenly over `windowMs` with jitter of half a
+ * step to either side. `random` gives numbers from 0 to 1.
+ */
+export function spread(count: number, windowMs: number, random: () => number): number[] {
+  const step = windowMs / Math.max(1, count)
+  return Array.from({ length: count }, (_, i) => (i + random()) * step)
+}
+
+/** The part of a drain that is for spreading: the rest is for the answers. */
+export function spreadWindowMs(timeoutMs: number): number {
+  return Math.max(Math.min(SHORTEST_SPREAD_MS, timeoutMs / 2), timeoutMs - ANSWER_MS * 2)
+}
+
+/** Ends one upgraded connection by its protocol. */
+export function endUpgraded(connection: Connection): void {
+  const socket: Socket = connection.http ?? connection.socket
+  if (socket.destroyed || socket.writableEnded) return
+  if (connection.kind === 'websocket') {
+    // Between two writes of the app's library, which writes whole frames.
+    socket.write(GOING_AWAY)
+    // The client answers with its own close frame; then the server closes first (RFC 6455, 7.1.1). Where the app's
+    // library does that by itself this finds the socket ended.
+  } else {
+    socket.end()
+  }
+  const timer = setTimeout(() => {
+    if (!socket.writableEnded) socket.end()
+    setTimeout(() => socket.destroy(), ANSWER_MS).unref()
+  }, ANSWER_MS)
+  timer.unref()
+  socket.once('close', () => clearTimeout(timer))
+}
