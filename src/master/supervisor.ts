@@ -241,7 +241,7 @@ export class Supervisor implements Face {
       await this.listeners.grant(handle, key)
     } catch (error) {
       // It ends just now: its exit says why, in its own words. (Should it not end, the grant has its deadline.)
-      if (!handle.child.connected) return
+      if (!handle.alive || !handle.child.connected) return
       const reason = error instanceof Error ? error.message : String(error)
       this.dispatch({ e: 'open-failed', worker: id, key, reason })
     }

@@ -38,7 +38,7 @@ async function isRefused(t: Test, options: Usr2Options, ...complaints: readonly 
 }
 
 /** Fails the test unless usr2 starts, gives up with that reason, and ends with status 1. */
-async function givesUp(t: TestLike, options: Usr2Options, ...reasons: readonly Expected[]): Promise<Usr2> {
+async function givesUp(t: Test, options: Usr2Options, ...reasons: readonly Expected[]): Promise<Usr2> {
   const usr2 = startUsr2(t, options)
   const { code } = await usr2.process.ended(20_000)
   t.equal(code, 1)
