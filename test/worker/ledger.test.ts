@@ -26,7 +26,10 @@ t.test('open connections: those that came and have not gone', async (t) => {
   const sameAs = (expected: readonly Socket[], what: string): void => {
     t.equal(ledger.open.size, expected.length, what)
     t.equal(new Set(open()).size, expected.length, `${what}: each once`)
-    t.ok(expected.every((socket) => open().includes(socket)), `${what}: the right ones`)
+    t.ok(
+      expected.every((socket) => open().includes(socket)),
+      `${what}: the right ones`,
+    )
     t.equal(ledger.counts().open, expected.length)
   }
 
