@@ -36,7 +36,8 @@ export function connectLink(): Link {
   // An app may clear every listener of `process`. Node's own handling of passed handles is one of them.
   const removeAllListeners = process.removeAllListeners
   process.removeAllListeners = function (this: NodeJS.Process, ...args: [event?: string | symbol]) {
-    const kept = args.length === 0 || args[0] === undefined ? events.rawListeners('internalMessage') : []
+    const isOurs = args[0] === undefined || args[0] === 'internalMessage'
+    const kept = isOurs ? events.rawListeners('internalMessage') : []
     removeAllListeners.apply(this, args)
     for (const listener of kept) events.on('internalMessage', listener as (message: unknown) => void)
     return this

@@ -30,10 +30,28 @@ export function keepSignals(onSignal: (signal: Kept) => void): Signals {
   // Only now: Node binds the `emit` of that moment to a signal when its first listener is added.
   keep()
 
+  // Node starts to watch a signal by a 'newListener' listener of its own. `process.removeAllListeners()` takes that
+  // away, too: listeners that are added afterwards hear nothing, and SIGUSR2 ends the process.
+  const events: NodeJS.EventEmitter = process
+  const watchers = (['newListener', 'removeListener'] as const).map(
+    (name) => [name, events.rawListeners(name)] as const,
+  )
+  const rewatch = (): void => {
+    for (const [name, listeners] of watchers) {
+      const present = events.rawListeners(name)
+      for (const listener of listeners) {
+        if (!present.includes(listener)) events.on(name, listener as (...args: unknown[]) => void)
+      }
+    }
+  }
   const removeAllListeners = process.removeAllListeners
   process.removeAllListeners = function (this: NodeJS.Process, ...args: [event?: string | symbol]) {
+    // Without an event Node calls this once for each: the watchers are back before the signals are cleared.
     removeAllListeners.apply(this, args)
-    if (keeping) keep()
+    if (keeping) {
+      rewatch()
+      keep()
+    }
     return this
   } as typeof process.removeAllListeners
 
