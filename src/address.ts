@@ -22,6 +22,8 @@ export interface UnixAddress {
   /** Bits of `readableAll`/`writableAll`, as Node's `listen` has them. */
   readonly readableAll?: boolean
   readonly writableAll?: boolean
+  /** The app's own, by which its path gets its mode; some say `process.umask(0)` so that a proxy may connect. */
+  readonly umask?: number
 }
 
 export type Address = TcpAddress | UnixAddress

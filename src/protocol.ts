@@ -31,6 +31,7 @@ export interface WireAddress {
   readonly path?: string
   readonly readableAll?: boolean
   readonly writableAll?: boolean
+  readonly umask?: number
 }
 
 export interface WireBound {
@@ -162,7 +163,12 @@ function isWireError(x: unknown): x is WireError {
 function isWireAddress(x: unknown): x is WireAddress {
   if (!isRecord(x)) return false
   if (x.kind === 'unix') {
-    return isText(x.path) && optional(x.readableAll, isBoolean) && optional(x.writableAll, isBoolean)
+    return (
+      isText(x.path) &&
+      optional(x.readableAll, isBoolean) &&
+      optional(x.writableAll, isBoolean) &&
+      optional(x.umask, (umask) => isCount(umask) && Number.isInteger(umask) && umask <= 0o777)
+    )
   }
   const port = x.port
   return (

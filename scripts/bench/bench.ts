@@ -169,7 +169,10 @@ export class Bench {
 export async function bench(main: (bench: Bench) => Promise<number>): Promise<void> {
   const bench = new Bench()
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.once(signal, () => void bench.end().then(() => process.exit(1)))
+    process.once(signal, () => {
+      console.error(`got ${signal}: ending`)
+      void bench.end().then(() => process.exit(1))
+    })
   }
   try {
     process.exitCode = await main(bench)

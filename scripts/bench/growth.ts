@@ -27,16 +27,25 @@ export function sampleOf({ master, directory, processes }: Watched, reload: numb
   return { reload, fds: openFiles(master), processes: processes().length, files, rssMb: rssMb(master) }
 }
 
-/** Apart from memory: whether two samples hold the same. */
-export const isSame = (a: Sample, b: Sample): boolean => thingsOf(a) === thingsOf(b)
+/**
+ * Apart from memory: whether `sample` holds something that `before` did not. Less is no growth: the end of a worker's
+ * channel reaches the master a moment after the end of its process, so the earlier sample may have one more.
+ */
+export function holdsMore(sample: Sample, before: Sample): boolean {
+  return (
+    Object.entries(sample.fds).some(([kind, count]) => count > (before.fds[kind] ?? 0)) ||
+    sample.processes > before.processes ||
+    sample.files.some((file) => !before.files.includes(file))
+  )
+}
 
-/** A sentence for each thing that is not as it was in the first sample from reload `from` on. */
+/** A sentence for each sample that holds more than the first one from reload `from` on. */
 export function growthFrom(samples: readonly Sample[], from: number): string[] {
   const [first, ...later] = samples.filter(({ reload }) => reload >= from)
   if (first === undefined || later.length === 0)
     return [`no two samples from reload ${from} on: nothing is shown`]
   const changed = later
-    .filter((sample) => !isSame(sample, first))
+    .filter((sample) => holdsMore(sample, first))
     .map(
       (sample) =>
         `reload ${sample.reload} has ${thingsOf(sample)}; reload ${first.reload} had ${thingsOf(first)}`,

@@ -5,7 +5,7 @@
  */
 import { parseArgs } from 'node:util'
 import { bench, DEFAULT_CLI, goneIn, nodeVersion, progress, reloadUsr2, serveUsr2, until } from './bench.ts'
-import { growthFrom, isSame, type Sample, sampleOf, type Watched } from './growth.ts'
+import { growthFrom, holdsMore, type Sample, sampleOf, type Watched } from './growth.ts'
 import { summary, type Traffic } from './load.ts'
 import { childrenOf } from './proc.ts'
 import { startLoad } from './start-load.ts'
@@ -34,13 +34,13 @@ const OLD_GONE_MS = 20_000
 const SETTLE_MS = 2_000
 
 /** As it stays: what is just ending has its moment to end. */
-async function settled(watched: Watched, reload: number, like: Sample | undefined): Promise<Sample> {
+async function settled(watched: Watched, reload: number, before: Sample | undefined): Promise<Sample> {
   let sample = sampleOf(watched, reload)
-  const same = (): boolean => {
+  const hasSettled = (): boolean => {
     sample = sampleOf(watched, reload)
-    return like === undefined || isSame(sample, like)
+    return before === undefined || !holdsMore(sample, before)
   }
-  await until(same, 'the same as before', SETTLE_MS).catch(() => {})
+  await until(hasSettled, 'no more than before', SETTLE_MS).catch(() => {})
   return sample
 }
 

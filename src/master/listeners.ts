@@ -93,7 +93,7 @@ export class Listeners {
       // The claimant may have died, or another one been faster, while we looked.
       if (this.held.has(key) || this.proofs.has(key)) return this.claim(worker, id, address)
       if (!worker.alive) return
-      const held = this.hold(bind(address), address, key)
+      const held = this.hold(bindAs(address), address, key)
       this.proofs.set(key, { prover: worker, held, waiting: [] })
       const message = { cmd: CMD, t: 'handle', purpose: 'verify', listener: held.known, id }
       held.socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS }).catch(() => {
@@ -206,6 +206,17 @@ export class Listeners {
         await new Promise((resolve) => setTimeout(resolve, 50))
       }
     }
+  }
+}
+
+/** A path gets the mode that the app's own umask gives it, not ours. Nothing else runs in between. */
+function bindAs(address: Address): HeldSocket {
+  if (address.kind !== 'unix' || address.umask === undefined) return bind(address)
+  const ours = process.umask(address.umask)
+  try {
+    return bind(address)
+  } finally {
+    process.umask(ours)
   }
 }
 

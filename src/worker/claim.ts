@@ -249,6 +249,7 @@ function whatIsAsked(options: Options, args: unknown[], pwd: string): Address | 
   return {
     kind: 'unix',
     path: absolute,
+    umask: process.umask(),
     ...(readableAll && { readableAll }),
     ...(writableAll && { writableAll }),
   }
