@@ -468,7 +468,10 @@ t.test('the deadline cuts what is left of http, and names it', async (t) => {
     'how much came from each',
   )
   t.ok((named.find(({ path }) => path === '/stream')?.bytesWritten ?? 0) > 100, 'and how much went to it')
-  t.match(cut.msg, /cut 4 connections at the drain deadline: .*GET \/later, [\d.]+ s, 127\.0\.0\.1:\d+/)
+  t.match(
+    cut.msg,
+    /cut 4 connections with 3 requests at the drain deadline: .*GET \/later, [\d.]+ s, 127\.0\.0\.1:\d+/,
+  )
   t.notMatch(
     app.usr2.logs().replaceAll(/^ *\| .*$/gm, ''),
     'secret',
