@@ -31,6 +31,7 @@ import type { Ledger } from './ledger.ts'
 import { Listeners } from './listeners.ts'
 import { ownVersion, verdictText } from './report.ts'
 import type { Logger } from './report.ts'
+import { canRaise, lower, raise } from './niceness.ts'
 import type { Notifier } from './systemd.ts'
 import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
@@ -88,6 +89,9 @@ export class Supervisor implements Face {
   private readonly withdrawals = new Set<Withdrawal>()
   /** What the ended workers of a generation had done. */
   private readonly ended = new Map<GenerationId, Ledger>()
+  /** Those that boot with a lower priority. */
+  private readonly lowered = new Set<WorkerId>()
+  private readonly canRaise = canRaise()
   private readonly stopped: (() => void)[] = []
   private lastAsk = 0
   private lastVerdict: Verdict | null = null
@@ -219,6 +223,10 @@ export class Supervisor implements Face {
       onExit: (worker, exit) => this.onExit(worker, exit),
     })
     this.handles.set(id, handle)
+    if (handle.pid !== null && this.canRaise && [...this.state.workers.values()].some(serves)) {
+      lower(handle.pid)
+      this.lowered.add(id)
+    }
     if (hasChanged(pinned)) {
       const text =
         `slot ${slot} boots code that was changed in place since generation ${generation} was made: ${pinned.entry}; ` +
@@ -231,9 +239,15 @@ export class Supervisor implements Face {
     )
   }
 
+  private raise(id: WorkerId): void {
+    const pid = this.handles.get(id)?.pid ?? null
+    if (this.lowered.delete(id) && pid !== null) raise(pid)
+  }
+
   private async open(id: WorkerId, key: string): Promise<void> {
     const handle = this.handles.get(id)
     if (!handle) return
+    this.raise(id)
     try {
       await this.listeners.grant(handle, key)
     } catch (error) {
@@ -342,6 +356,7 @@ export class Supervisor implements Face {
 
   private onExit(handle: WorkerHandle, { reason, stillborn }: WorkerExit): void {
     this.handles.delete(handle.id)
+    this.lowered.delete(handle.id)
     this.listeners.forget(handle)
     this.onWithdrawn(handle.id)
     this.reportDeathInDrain(handle, reason)
@@ -520,6 +535,7 @@ export class Supervisor implements Face {
     const worker = this.state.workers.get(id)
     const handle = this.handles.get(id)
     if (!worker || !handle) return
+    this.raise(id)
     const bootMs = performance.now() - handle.startedAt
     const ready = [...this.state.workers.values()].filter(
       (other) => other.generation === worker.generation && other.phase.k === 'ready',
