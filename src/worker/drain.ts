@@ -141,6 +141,7 @@ export function prepareDrain({
         continue
       }
       const { response, streams } = connection
+      if (!response && !streams) continue
       for (const body of [response, ...[...(streams ?? [])].map(({ stream }) => stream)]) {
         if (!body?.headersSent || !isNew(body) || !isEventStream(body)) continue
         const events = watchEvents(body)
