@@ -121,6 +121,7 @@ export class WorkerHandle {
       ready,
       known,
       times: { drainTimeoutMs, shutdownTimeoutMs },
+      keepAliveTimeoutMs: pinned.config.keepAliveTimeoutMs,
       pwd: pinned.pwd,
     }
     return {
