@@ -120,8 +120,13 @@ function start(config: GuestConfig): void {
   })
   onReceive((socket, message) => {
     const order = toWorker(message)
-    if (order?.t !== 'handle' || drain.phase !== 'serving') return socket.close()
-    if (order.purpose === 'open') failures.stopListening()
+    if (order?.t !== 'handle') return socket.close()
+    if (order.purpose === 'open') {
+      if (drain.phase !== 'serving') return socket.close()
+      failures.stopListening()
+    }
+    // A proof is given also in a drain: else the app would never hear of its `listen`, nor would anybody else who asks
+    // the master for that address before this worker has gone.
     claims.receive(socket, order)
   })
   // The master died: nobody will replace this worker, and its listeners may be bound anew by the next master.
