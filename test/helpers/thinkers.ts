@@ -22,6 +22,8 @@ export interface ThinkersResult {
   readonly idleClosed: number
   /** Idle connections that it closed before. */
   readonly broken: readonly Loss[]
+  /** When each request was sent that was sent after its promise, lost or not. */
+  readonly lateMs: readonly number[]
   /** Requests on a used connection that were never answered. */
   readonly lost: readonly Loss[]
   /** Requests on a fresh connection that were never answered. */
@@ -37,6 +39,7 @@ export class Thinkers {
     answered: 0,
     idleClosed: 0,
     broken: [] as Loss[],
+    lateMs: [] as number[],
     lost: [] as Loss[],
     refused: [] as string[],
   }
@@ -78,6 +81,8 @@ export class Thinkers {
     const send = (): void => {
       waiting = true
       sentAt = performance.now()
+      const afterAnswerMs = sentAt - answeredAt
+      if (answeredAt > 0 && afterAnswerMs > promisedMs) this.#result.lateMs.push(afterAnswerMs)
       socket.write(text)
     }
     const end = (how: string): void => {
