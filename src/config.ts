@@ -36,6 +36,7 @@ export interface Config {
   readonly killTimeoutMs: number
   /** What the app's `keepAliveTimeout` is raised to; null: it stays as it is. */
   readonly keepAliveTimeoutMs: number | null
+  readonly websocketDrain: 'close' | 'wait' | 'ignore'
   readonly minUptimeMs: number
   readonly maxRestarts: number
   readonly maxDraining: number
