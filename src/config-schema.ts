@@ -116,7 +116,7 @@ export const schema = v.strictObject({
   drainTimeout: time('30s', 'an old worker finishes its requests within this'),
   shutdownTimeout: time('10s', "then the app's own shutdown ends within this"),
   killTimeout: time('5s', 'then SIGKILL follows after this'),
-  keepAliveTimeout: raisedTime('idle connections live this long at least: longer than at the proxy'),
+  keepAliveTimeout: raisedTime("idle connections live so long at least: above the proxy's time"),
   websocketDrain: documented(v.optional(v.picklist(['close', 'wait', 'ignore']), 'close'), {
     means: 'WebSockets at a drain: close (1001), wait or ignore',
     right: 'close, wait or ignore',
