@@ -43,12 +43,20 @@ const words = (text: string) => text.split(/\s+/).filter((word) => word !== '')
 const path = (value: string, means: string, right = 'the path of a file', otherwise?: string) =>
   documented(v.optional(text()), { means, right, value, otherwise })
 
+const rightTime = (minMs: number) =>
+  `a time such as 500ms, 30s, 5m or 1h, ${minMs > 0 ? 'more than 0, ' : ''}at most 596h`
+const timeGiven = (minMs: number) =>
+  v.union([v.pipe(v.string(), v.regex(DURATION)), whole(minMs, MAX_TIME_MS)])
+const toMs = (given: string | number) => (typeof given === 'number' ? given : (parseDuration(given) ?? NaN))
+
 const time = (standard: string, means: string, minMs = 0) => {
-  const right = `a time such as 500ms, 30s, 5m or 1h, ${minMs > 0 ? 'more than 0, ' : ''}at most 596h`
-  const given = v.union([v.pipe(v.string(), v.regex(DURATION)), whole(minMs, MAX_TIME_MS)])
-  const toMs = (given: string | number) => (typeof given === 'number' ? given : (parseDuration(given) ?? NaN))
-  const schema = v.optional(v.pipe(given, v.transform(toMs), whole(minMs, MAX_TIME_MS)), standard)
-  return documented(schema, { means, right, value: 'TIME' })
+  const schema = v.optional(v.pipe(timeGiven(minMs), v.transform(toMs), whole(minMs, MAX_TIME_MS)), standard)
+  return documented(schema, { means, right: rightTime(minMs), value: 'TIME' })
+}
+
+const raisedTime = (means: string) => {
+  const schema = v.optional(v.pipe(timeGiven(1), v.transform(toMs), whole(1, MAX_TIME_MS)))
+  return documented(schema, { means, right: rightTime(1), value: 'TIME', otherwise: "the app's own" })
 }
 
 const count = (standard: number, min: number, means: string) => {
@@ -108,6 +116,7 @@ export const schema = v.strictObject({
   drainTimeout: time('30s', 'an old worker finishes its requests within this'),
   shutdownTimeout: time('10s', "then the app's own shutdown ends within this"),
   killTimeout: time('5s', 'then SIGKILL follows after this'),
+  keepAliveTimeout: raisedTime("idle connections live so long at least: above the proxy's time"),
   websocketDrain: documented(v.optional(v.picklist(['close', 'wait', 'ignore']), 'close'), {
     means: 'WebSockets at a drain: close (1001), wait or ignore',
     right: 'close, wait or ignore',

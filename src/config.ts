@@ -34,6 +34,8 @@ export interface Config {
   readonly drainTimeoutMs: number
   readonly shutdownTimeoutMs: number
   readonly killTimeoutMs: number
+  /** What the app's `keepAliveTimeout` is raised to; null: it stays as it is. */
+  readonly keepAliveTimeoutMs: number | null
   readonly websocketDrain: 'close' | 'wait' | 'ignore'
   readonly minUptimeMs: number
   readonly maxRestarts: number
@@ -247,7 +249,8 @@ export function loadConfig(input: ConfigInput): ConfigResult {
   if (!named.ok && !complaints.includes(named.complaint)) complaints.push(named.complaint)
   if (complaints.length > 0 || !parsed.success || !named.ok) return { ok: false, complaints }
 
-  const { startTimeout, drainTimeout, shutdownTimeout, killTimeout, minUptime, ...value } = parsed.output
+  const { startTimeout, drainTimeout, shutdownTimeout, killTimeout, keepAliveTimeout, minUptime, ...value } =
+    parsed.output
   const node = value.node?.includes('/') ? pathOf(givens.node) : value.node
   const config: Config = {
     ...value,
@@ -262,6 +265,7 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     drainTimeoutMs: drainTimeout,
     shutdownTimeoutMs: shutdownTimeout,
     killTimeoutMs: killTimeout,
+    keepAliveTimeoutMs: keepAliveTimeout ?? null,
     minUptimeMs: minUptime,
     control: controlPath,
     pidFile: pathOf(givens.pidFile) ?? null,

@@ -60,6 +60,8 @@ export interface GuestConfig {
   readonly ready: 'listen' | 'message'
   readonly known: readonly KnownListener[]
   readonly times: WorkerTimes
+  /** What `keepAliveTimeout` of the app's servers is raised to. */
+  readonly keepAliveTimeoutMs: number | null
   readonly websocketDrain: WebsocketDrain
   /** The user's own `$PWD`, not resolved: `./app.sock` is one listener across releases. */
   readonly pwd: string

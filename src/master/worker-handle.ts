@@ -142,6 +142,7 @@ export class WorkerHandle {
       ready,
       known,
       times: { drainTimeoutMs, shutdownTimeoutMs },
+      keepAliveTimeoutMs: pinned.config.keepAliveTimeoutMs,
       websocketDrain,
       pwd: pinned.pwd,
     }

@@ -14,6 +14,7 @@ import { prepareDrain, promiseMs } from './drain.ts'
 import { reportFailures } from './failure.ts'
 import { softenHttp1 } from './http1.ts'
 import { watchHttp2 } from './http2.ts'
+import { raiseKeepAlive, watchProxies } from './keep-alive.ts'
 import { keepPaths } from './keep-path.ts'
 import { Ledger } from './ledger.ts'
 import { connectLink } from './link.ts'
@@ -65,6 +66,7 @@ function start(config: GuestConfig): void {
       http1.guard(server)
       http2.watch(server)
       watchUpgrades(server)
+      if (config.keepAliveTimeoutMs !== null) raiseKeepAlive(server, config.keepAliveTimeoutMs)
       // After the app has had its turn to set `keepAliveTimeout`. One worker says it for all.
       if (config.slot === 0) setImmediate(() => warnOfPromise(server, config.times.drainTimeoutMs, warn))
     },
@@ -93,6 +95,9 @@ function start(config: GuestConfig): void {
     onDied: (counts, lost) => link.send({ t: 'died', counts, lost }),
   })
 
+  // One worker watches for all.
+  if (config.slot === 0) watchProxies({ isServing: () => drain.phase === 'serving', warn })
+
   const signals = keepSignals((signal) => {
     if (signal !== 'SIGTERM' || drain.phase !== 'serving') return
     // Whoever sends TERM to one worker wants it gone: the master starts its successor first.
@@ -116,8 +121,13 @@ function start(config: GuestConfig): void {
   })
   onReceive((socket, message) => {
     const order = toWorker(message)
-    if (order?.t !== 'handle' || drain.phase !== 'serving') return socket.close()
-    if (order.purpose === 'open') failures.stopListening()
+    if (order?.t !== 'handle') return socket.close()
+    if (order.purpose === 'open') {
+      if (drain.phase !== 'serving') return socket.close()
+      failures.stopListening()
+    }
+    // A proof is given also in a drain: else the app would never hear of its `listen`, nor would anybody else who asks
+    // the master for that address before this worker has gone.
     claims.receive(socket, order)
   })
   // The master died: nobody will replace this worker, and its listeners may be bound anew by the next master.
