@@ -30,6 +30,7 @@ import { Listeners } from './listeners.ts'
 import { heldText, ownVersion, plural, seconds, verdictText } from './report.ts'
 import type { Logger } from './report.ts'
 import type { Notifier } from './systemd.ts'
+import { TicketKeys } from './ticket-keys.ts'
 import { NO_COUNTS, WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
 
@@ -84,6 +85,7 @@ export class Supervisor implements Face {
   private readonly parts: SupervisorParts
   private readonly log: Logger
   private readonly listeners: Listeners
+  private readonly ticketKeys = new TicketKeys()
   private readonly handles = new Map<WorkerId, WorkerHandle>()
   private readonly pinned = new Map<GenerationId, Pinned>()
   private readonly asks = new Map<AskId, Ask>()
@@ -179,6 +181,7 @@ export class Supervisor implements Face {
       }
       case 'release':
         void this.listeners.release(command.key)
+        this.ticketKeys.forgetListener(command.key)
         // In a stop an app's own `unlink` of its socket on SIGTERM still finds nothing to complain about.
         if (this.stopping) return
         for (const handle of this.handles.values()) handle.send({ t: 'forget', key: command.key })
@@ -298,6 +301,9 @@ export class Supervisor implements Face {
         return this.dispatch({ e: 'replace-asked', worker })
       case 'warning':
         return this.log.warn({ ...handle.facts, event: 'worker-warning' }, message.text)
+      case 'ticket-keys-asked':
+        if (this.listeners.has(message.key)) this.ticketKeys.asked(handle, message.key, message.fingerprint)
+        return
       case 'hello':
         return this.extendWhileStarting()
       case 'failed':
@@ -342,6 +348,7 @@ export class Supervisor implements Face {
   private onExit(handle: WorkerHandle, { reason, stillborn }: WorkerExit): void {
     this.handles.delete(handle.id)
     this.listeners.forget(handle)
+    this.ticketKeys.forgetTaker(handle)
     this.onWithdrawn(handle.id)
     const cut = handle.counts.cut + this.reportDeathInDrain(handle, reason)
     const { accepted, requests } = handle.counts
@@ -446,6 +453,7 @@ export class Supervisor implements Face {
       clearTimeout(timer)
       signalGroup(pid, 'SIGKILL')
     }
+    this.ticketKeys.close()
     await this.listeners.closeAll()
     const text = status === 0 ? 'stopped' : `gave up: ${why.join('; ')}`
     this.log[status === 0 ? 'info' : 'error']({ event: 'stopped', status, reasons: why }, text)
