@@ -57,8 +57,8 @@ type TlsPrototype = Pick<TlsServer, 'setTicketKeys' | 'setSecureContext'>
  * keeps the cipher of its first handshake, so a stricter policy must not meet tickets of a laxer one.
  */
 const POLICY = [
-  ...['cert', 'pfx', 'ca', 'crl', 'rejectUnauthorized'],
-  ...['minVersion', 'maxVersion', 'secureProtocol', 'secureOptions'],
+  ...['cert', 'pfx', 'ca', 'crl', 'requestCert', 'rejectUnauthorized'],
+  ...['minVersion', 'maxVersion', 'secureProtocol', 'secureOptions', 'sessionTimeout'],
   ...['ciphers', 'honorCipherOrder', 'sigalgs', 'ecdhCurve', 'dhparam'],
 ] as const
 
@@ -98,7 +98,7 @@ export function shareTlsTickets(link: Pick<Link, 'send'>): TlsTickets {
     prototype.setSecureContext = function (this: TlsServer, options) {
       const result = setSecureContext.call(this, options)
       // A renewed certificate: Node has made a new context, with random keys.
-      const key = keyOf.get(this)
+      const key = this.listening ? keyOf.get(this) : undefined
       if (key !== undefined) ask(this, key)
       return result
     }

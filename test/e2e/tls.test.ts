@@ -24,7 +24,7 @@ interface Settings {
   readonly ca?: string
   readonly options?: tls.TlsOptions
   readonly names?: Readonly<Record<string, string>>
-  readonly ticketKeys?: 'option' | 'before' | 'after'
+  readonly ticketKeys?: 'option' | 'fixed' | 'before' | 'after'
 }
 
 interface App {
@@ -216,6 +216,12 @@ const changes: readonly Change[] = [
     says: { hasOwnKeys: true },
   },
   {
+    name: 'the same keys of the app in each generation',
+    from: { ticketKeys: 'fixed' },
+    resumed: true,
+    says: { hasOwnKeys: true },
+  },
+  {
     name: 'setTicketKeys before listen',
     from: { ticketKeys: 'before' },
     resumed: false,
@@ -292,6 +298,22 @@ t.test(
     await app.usr2.stop()
   },
 )
+
+t.test('an app without TLS does not load it', async (t) => {
+  const port = await freePort(t)
+  const usr2 = startUsr2(t, {
+    entry: 'app.cjs',
+    files: {
+      'app.cjs':
+        "require('node:http').createServer().listen(Number(process.env.PORT), () => " +
+        "console.log('loaded', process.moduleLoadList.filter((name) => /tls|https/.test(name)).join()))",
+    },
+    env: { PORT: String(port) },
+  })
+  await usr2.ready()
+  t.equal((await usr2.process.line(/^loaded/)).text, 'loaded ', 'neither node:tls nor node:https')
+  await usr2.stop()
+})
 
 /** A client whose handshake stops after so many bytes, until it is let go on. */
 function gatedSocket(port: number, stopAfterBytes: number): { readonly socket: Duplex; open(): void } {
