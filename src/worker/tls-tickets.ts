@@ -8,8 +8,9 @@
  * - Keys are shared only between servers of one listener and one {@link fingerprintOf fingerprint}: certificate, CA
  *   and all else that decides what a handshake would check. A worker is given keys only for what it presents itself.
  * - Never with `requestCert`: a resumed session is not asked for its client certificate again. Worse, one that began
- *   without any counts as `authorized` over TLS 1.3 (Node takes its key for a PSK), so that a ticket of a generation
- *   without `requestCert` would open one with it. Such servers keep the random keys of their process.
+ *   without any, on a server that wanted none, passes a server that does: past `rejectUnauthorized`, on Node 20 and 22
+ *   over TLS 1.3 even as `authorized` (measured with equal keys; 24 and 26 refuse). Such servers keep the random keys
+ *   of their process.
  * - Never where the app sets keys itself: the option `ticketKeys`, or `server.setTicketKeys()` at any time.
  * - Keys live in memory and in the channel between master and worker: not in logs, the environment or files.
  *

@@ -1,4 +1,5 @@
 import t from 'tap'
+import type { Test } from 'tap'
 import { type KeyTaker, ROTATE_EVERY_MS, TicketKeys } from '../../src/master/ticket-keys.ts'
 
 /** A worker that remembers what it was sent: `key fingerprint keys`. */
@@ -13,7 +14,7 @@ class Worker implements KeyTaker {
 }
 
 /** Keys are 48 times `a`, then 48 times `b`, …; rotation comes when it is called for. */
-function makeKeys() {
+function makeKeys(t: Pick<Test, 'equal'>) {
   let made = 0
   const timers: (() => void)[] = []
   const keys = new TicketKeys({
@@ -28,7 +29,7 @@ function makeKeys() {
 }
 
 t.test('one key for each listener and fingerprint, made when it is asked for', async (t) => {
-  const { keys } = makeKeys()
+  const { keys } = makeKeys(t)
   const [one, two, three, four] = [new Worker(), new Worker(), new Worker(), new Worker()] as const
   keys.asked(one, 'tcp:1', 'x')
   keys.asked(two, 'tcp:1', 'x')
@@ -44,7 +45,7 @@ t.test('one key for each listener and fingerprint, made when it is asked for', a
 
 t.test('48 bytes in base64', async (t) => {
   const sent: string[] = []
-  makeKeys().keys.asked({ send: ({ keys }) => void sent.push(keys) }, 'tcp:1', 'x')
+  makeKeys(t).keys.asked({ send: ({ keys }) => void sent.push(keys) }, 'tcp:1', 'x')
   t.equal(Buffer.from(sent[0] ?? '', 'base64').length, 48)
   const real = new TicketKeys()
   real.asked({ send: ({ keys }) => void sent.push(keys) }, 'tcp:1', 'x')
@@ -55,7 +56,7 @@ t.test('48 bytes in base64', async (t) => {
 })
 
 t.test('a successor gets the keys of the worker that ended', async (t) => {
-  const { keys } = makeKeys()
+  const { keys } = makeKeys(t)
   const [one, two] = [new Worker(), new Worker()]
   keys.asked(one, 'tcp:1', 'x')
   keys.forgetTaker(one)
@@ -64,7 +65,7 @@ t.test('a successor gets the keys of the worker that ended', async (t) => {
 })
 
 t.test('rotation: new keys to all who asked and live; what nobody uses is forgotten', async (t) => {
-  const { keys, timers, rotate } = makeKeys()
+  const { keys, timers, rotate } = makeKeys(t)
   const [one, two, gone] = [new Worker(), new Worker(), new Worker()] as const
   keys.asked(one, 'tcp:1', 'x')
   keys.asked(two, 'tcp:1', 'x')
@@ -86,7 +87,7 @@ t.test('rotation: new keys to all who asked and live; what nobody uses is forgot
 })
 
 t.test('a worker with a new certificate is not told the keys of its old one any more', async (t) => {
-  const { keys, rotate } = makeKeys()
+  const { keys, rotate } = makeKeys(t)
   const [one, two] = [new Worker(), new Worker()] as const
   keys.asked(one, 'tcp:1', 'x')
   keys.asked(two, 'tcp:1', 'x')
@@ -99,7 +100,7 @@ t.test('a worker with a new certificate is not told the keys of its old one any 
 })
 
 t.test('a released listener is forgotten, and the timer with the last', async (t) => {
-  const { keys, timers } = makeKeys()
+  const { keys, timers } = makeKeys(t)
   const worker = new Worker()
   keys.asked(worker, 'tcp:1', 'x')
   keys.asked(worker, 'tcp:2', 'x')
