@@ -175,9 +175,7 @@ function onFirstTlsServer(found: (prototype: TlsPrototype) => void): void {
     configurable: true,
     set(this: net.Server, value: unknown) {
       Object.defineProperty(this, name, { value, writable: true, enumerable: true, configurable: true })
-      if (!isTls(this)) return
-      Reflect.deleteProperty(net.Server.prototype, name)
-      found(nodeTls().Server.prototype)
+      if (isTls(this) && Reflect.deleteProperty(net.Server.prototype, name)) found(nodeTls().Server.prototype)
     },
   })
 }

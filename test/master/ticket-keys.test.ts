@@ -1,5 +1,6 @@
 import t from 'tap'
 import type { Test } from 'tap'
+import { CMD, fromWorker } from '../../src/protocol.ts'
 import { type KeyTaker, ROTATE_EVERY_MS, TicketKeys } from '../../src/master/ticket-keys.ts'
 
 /** A worker that remembers what it was sent: `key fingerprint keys`. */
@@ -112,4 +113,20 @@ t.test('a released listener is forgotten, and the timer with the last', async (t
   t.equal(worker.last, 'tcp:1 x c')
   keys.close()
   t.equal(timers.length, 0)
+})
+
+t.test('the question is read strictly', async (t) => {
+  const good = { cmd: CMD, t: 'ticket-keys-asked', key: 'tcp:1', fingerprint: '0a'.repeat(32) }
+  t.same(fromWorker(good), good)
+  for (const wrong of [
+    { key: 7 },
+    { key: 'x'.repeat(257) },
+    { fingerprint: undefined },
+    { fingerprint: '0a' },
+    { fingerprint: '0A'.repeat(32) },
+    { fingerprint: ['0a'.repeat(32)] },
+    { fingerprint: `${'0a'.repeat(32)}\n` },
+  ]) {
+    t.equal(fromWorker({ ...good, ...wrong }), undefined, JSON.stringify(wrong).slice(0, 60))
+  }
 })
