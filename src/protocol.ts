@@ -205,6 +205,8 @@ export type FromWorker =
   /** A signal reached this worker that means "replace me". */
   | { readonly t: 'signalled'; readonly signal: string }
   | { readonly t: 'warning'; readonly text: string }
+  /** A TLS server of that fingerprint (sha256, hex) listens there: which keys seal its session tickets? */
+  | { readonly t: 'ticket-keys-asked'; readonly key: string; readonly fingerprint: string }
 
 export type ToWorker =
   /** The answer to a claim for which no bind was needed, or which failed. */
@@ -229,6 +231,13 @@ export type ToWorker =
   | { readonly t: 'known'; readonly listener: KnownListener }
   /** A listener that the master released. */
   | { readonly t: 'forget'; readonly key: string }
+  /** The answer to `ticket-keys-asked`, and again at each rotation: 48 bytes in base64. */
+  | {
+      readonly t: 'ticket-keys'
+      readonly key: string
+      readonly fingerprint: string
+      readonly keys: string
+    }
 
 const isRecord = (x: unknown): x is Record<string, unknown> => typeof x === 'object' && x !== null
 const isCount = (x: unknown): x is number => typeof x === 'number' && Number.isFinite(x) && x >= 0
@@ -332,6 +341,8 @@ const guards: { readonly [T in FromWorker['t']]: (m: Record<string, unknown>) =>
   stderr: (m) => isText(m.text, MAX_FAILURE_BYTES),
   signalled: (m) => isText(m.signal, 16),
   warning: (m) => isText(m.text, 2048),
+  'ticket-keys-asked': (m) =>
+    isKey(m.key) && typeof m.fingerprint === 'string' && /^[0-9a-f]{64}$/.test(m.fingerprint),
 }
 
 /** The message that `x` is, or undefined when it is not one of ours or not well formed. */

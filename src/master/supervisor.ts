@@ -33,6 +33,7 @@ import { ownVersion, verdictText } from './report.ts'
 import type { Logger } from './report.ts'
 import { canRaise, lower, raise } from './niceness.ts'
 import type { Notifier } from './systemd.ts'
+import { TicketKeys } from './ticket-keys.ts'
 import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
 import { heldText, plural, seconds } from './words.ts'
@@ -82,6 +83,7 @@ export class Supervisor implements Face {
   private readonly parts: SupervisorParts
   private readonly log: Logger
   private readonly listeners: Listeners
+  private readonly ticketKeys = new TicketKeys()
   private readonly handles = new Map<WorkerId, WorkerHandle>()
   private readonly pinned = new Map<GenerationId, Pinned>()
   private readonly asks = new Map<AskId, Ask>()
@@ -180,6 +182,7 @@ export class Supervisor implements Face {
       }
       case 'release':
         void this.listeners.release(command.key)
+        this.ticketKeys.forgetListener(command.key)
         // In a stop an app's own `unlink` of its socket on SIGTERM still finds nothing to complain about.
         if (this.stopping) return
         for (const handle of this.handles.values()) handle.send({ t: 'forget', key: command.key })
@@ -310,6 +313,9 @@ export class Supervisor implements Face {
         return this.dispatch({ e: 'replace-asked', worker })
       case 'warning':
         return this.log.warn({ ...handle.facts, event: 'worker-warning' }, message.text)
+      case 'ticket-keys-asked':
+        if (this.listeners.has(message.key)) this.ticketKeys.asked(handle, message.key, message.fingerprint)
+        return
       case 'hello':
         return this.extendWhileStarting()
       case 'failed':
@@ -358,6 +364,7 @@ export class Supervisor implements Face {
     this.handles.delete(handle.id)
     this.lowered.delete(handle.id)
     this.listeners.forget(handle)
+    this.ticketKeys.forgetTaker(handle)
     this.onWithdrawn(handle.id)
     this.reportDeathInDrain(handle, reason)
     this.ended.set(handle.generation, sumOf([this.ended.get(handle.generation), handle.ledger]))
@@ -456,6 +463,7 @@ export class Supervisor implements Face {
       clearTimeout(timer)
       signalGroup(pid, 'SIGKILL')
     }
+    this.ticketKeys.close()
     await this.listeners.closeAll()
     const text = status === 0 ? 'stopped' : `gave up: ${why.join('; ')}`
     this.log[status === 0 ? 'info' : 'error']({ event: 'stopped', status, reasons: why }, text)

@@ -47,8 +47,8 @@ export interface ClaimsParts {
   readonly paths: KeptPaths
   /** Where relative unix paths start: the working directory with its symlinks unresolved. */
   readonly pwd: string
-  /** A server got a listener that the master holds. */
-  onClaimed(server: net.Server): void
+  /** A server got a listener that the master holds; no key where it took over another server's. */
+  onClaimed(server: net.Server, key?: string): void
 }
 
 export interface Claims {
@@ -163,7 +163,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
     learn(listener)
     claims.set(key, { key, server, facade })
     facades.add(facade.handle)
-    onClaimed(server)
+    onClaimed(server, key)
     listen.call(server, facade.handle, backlog)
     link.send({ t: 'claimed', key, error: null })
   }

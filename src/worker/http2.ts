@@ -54,8 +54,9 @@ export function watchHttp2(ledger: Ledger): Http2 {
         // Node tells of an h2c session before it tells of its connection.
         process.nextTick(() => void connectionUnder(session))
         // Accepted before the drain, handshake finished after: its first streams are on their way already, and a
-        // GOAWAY before the server's SETTINGS would be an error.
-        if (leaving) session.once('remoteSettings', () => leave(session))
+        // GOAWAY before the server's SETTINGS would be an error. Nor in the turn of the client's SETTINGS: its first
+        // request comes in the same packet, is parsed after them, and would be refused.
+        if (leaving) session.once('remoteSettings', () => setImmediate(() => leave(session)))
       })
       server.on('stream', (stream, headers) => {
         const connection = connectionUnder(stream.session as ServerHttp2Session | undefined)

@@ -21,6 +21,7 @@ import { connectLink } from './link.ts'
 import { shutDownApp } from './shutdown.ts'
 import type { Closer } from './shutdown.ts'
 import { keepSignals } from './signals.ts'
+import { shareTlsTickets } from './tls-tickets.ts'
 import { watchUpgrades } from './upgraded.ts'
 
 /** What `usr2` finds from within the app (src/index.ts), whatever its copy or version. */
@@ -49,6 +50,7 @@ function start(config: GuestConfig): void {
   const ledger = new Ledger()
   const http1 = softenHttp1()
   const http2 = watchHttp2(ledger)
+  const tickets = shareTlsTickets(link)
   const servers = new Set<net.Server>()
   const paths = keepPaths(config.pwd)
   const closers: Closer[] = []
@@ -61,8 +63,9 @@ function start(config: GuestConfig): void {
     known: config.known,
     paths,
     pwd: config.pwd,
-    onClaimed(server) {
+    onClaimed(server, key) {
       servers.add(server)
+      if (key !== undefined) tickets.share(server, key)
       http1.guard(server)
       http2.watch(server)
       watchUpgrades(server)
@@ -115,6 +118,8 @@ function start(config: GuestConfig): void {
         return drain.cut()
       case 'exit':
         return process.exit(1)
+      case 'ticket-keys':
+        return tickets.take(message)
       default:
         return claims.handle(message)
     }

@@ -348,11 +348,11 @@ t.test('a worker that floods the master with forged messages harms itself at mos
     const forge = (message) => process.send({ cmd: 'NODE_USR2', ...message })
     const strange = [undefined, null, -1, 1e308, NaN, '', 'x'.repeat(1e5), [], {}, { kind: 'tcp' }, true]
     const kinds = ['hello', 'claim', 'verified', 'claimed', 'unclaimed', 'private', 'opened', 'withdrawn', 'ready',
-      'draining', 'counts', 'drained', 'failed', 'stderr', 'signalled', 'warning', 'toString', '__proto__', 7]
+      'draining', 'counts', 'drained', 'failed', 'stderr', 'signalled', 'warning', 'ticket-keys-asked', 'toString', '__proto__', 7]
     for (const t of kinds)
       for (const x of strange)
         forge({ t, id: x, key: x, address: x, backlog: x, error: x, counts: x, cut: x, failure: x, text: x, signal: x,
-          timeoutMs: x, version: x, node: x })
+          timeoutMs: x, version: x, node: x, fingerprint: x })
     const port = Number(process.env.PORT)
     const claim = (address, id) => forge({ t: 'claim', id, address, backlog: 511 })
     for (let i = 0; i < 2000; i++) {
