@@ -69,7 +69,7 @@ function summaryOf({ answered, idleClosed, lateMs, lost }: ThinkersResult): stri
   return (
     `${answered} answered, ${idleClosed} idle connections closed; of ${near} requests sent within ${NEAR_MS} ms of the ` +
     `timer's end ${off.filter((ms) => Math.abs(ms) <= NEAR_MS).length} met the FIN, of all ${off.length} ` +
-    `(${off.map((ms) => ms.toFixed(1)).join(', ')} ms after it)`
+    (off.length === 0 ? '' : `(sent ${off[0]?.toFixed(1)} to ${off.at(-1)?.toFixed(1)} ms after it)`)
   )
 }
 
