@@ -34,6 +34,8 @@ export type PinResult =
 
 /** How long a worker may take from the grant of a listener to accepting on it. */
 const GRANT_TIMEOUT_MS = 10_000
+/** What a drain needs beyond the longest promise (src/worker/drain.ts). */
+const PROMISE_MARGIN_MS = 2_000
 
 /**
  * @param env the master's environment; its own variables and systemd's do not reach a worker
@@ -92,8 +94,11 @@ export function hasChanged({ entry, fingerprint: pinned }: Pinned): boolean {
 }
 
 export function policyOf(config: Config): Policy {
-  const { ready, startTimeoutMs, drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs } = config
+  const { ready, startTimeoutMs, shutdownTimeoutMs, killTimeoutMs, keepAliveTimeoutMs } = config
   const { minUptimeMs, maxRestarts, maxDraining, workers } = config
+  // What we make the app promise has to fit in.
+  const promisedMs = keepAliveTimeoutMs === null ? 0 : keepAliveTimeoutMs + PROMISE_MARGIN_MS
+  const drainTimeoutMs = Math.max(config.drainTimeoutMs, promisedMs)
   const times = { startTimeoutMs, drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs, minUptimeMs }
   return { slots: workers, ready, ...times, maxRestarts, maxDraining, grantTimeoutMs: GRANT_TIMEOUT_MS }
 }
