@@ -177,6 +177,13 @@ export class Supervisor implements Face {
         if (handle) this.warnOfForce(handle, 'killed', 'is still there', 'SIGKILL')
         return handle?.signal('SIGKILL')
       }
+      case 'lead': {
+        const handle = this.handles.get(command.worker)
+        if (handle) this.log.info({ ...handle.facts, event: 'leads' }, `slot ${handle.slot} leads`)
+        return handle?.send({ t: 'lead' })
+      }
+      case 'step-down':
+        return this.handles.get(command.worker)?.send({ t: 'step-down' })
       case 'release':
         void this.listeners.release(command.key)
         // In a stop an app's own `unlink` of its socket on SIGTERM still finds nothing to complain about.
@@ -296,6 +303,9 @@ export class Supervisor implements Face {
           `slot ${handle.slot} got ${message.signal}`,
         )
         return this.dispatch({ e: 'replace-asked', worker })
+      case 'leadership-asked':
+      case 'leadership-ended':
+        return this.dispatch({ e: message.t, worker })
       case 'warning':
         return this.log.warn({ ...handle.facts, event: 'worker-warning' }, message.text)
       case 'hello':
