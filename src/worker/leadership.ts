@@ -50,15 +50,17 @@ export function prepareLeadership(link: Link, warn: (text: string) => void): Lea
     running.set(candidacy, controller)
     const { signal } = controller
     void candidacy.context.runInAsyncScope(async () => {
+      let isDone = true
       try {
-        await candidacy.run(signal)
+        await returnOf(candidacy.run, signal)
+        // Told to step down, and not because this worker leaves: it waits for its next term.
+        isDone = !signal.aborted || leaving !== null
+        if (isDone) candidacy.resolve()
       } catch (error) {
-        if (!isAnswerTo(signal, error)) candidacy.reject(error)
+        candidacy.reject(error)
       }
       running.delete(candidacy)
-      // Told to step down and not to leave, it waits for its next term. (Settled twice, a promise stays as it was.)
-      if (signal.aborted && leaving === null) waiting.add(candidacy)
-      else candidacy.resolve()
+      if (!isDone) waiting.add(candidacy)
       if (running.size === 0) endTerm()
     })
   }
@@ -128,7 +130,11 @@ export function prepareLeadership(link: Link, warn: (text: string) => void): Lea
 }
 
 /** `await sleep(1000, null, { signal })` throws when the signal fires: that is how a function returns, no failure. */
-function isAnswerTo(signal: AbortSignal, error: unknown): boolean {
-  if (!signal.aborted) return false
-  return error === signal.reason || (error instanceof Error && error.name === 'AbortError')
+async function returnOf(run: WhileLeader, signal: AbortSignal): Promise<void> {
+  try {
+    await run(signal)
+  } catch (error) {
+    const isAbort = error === signal.reason || (error instanceof Error && error.name === 'AbortError')
+    if (!signal.aborted || !isAbort) throw error
+  }
 }
