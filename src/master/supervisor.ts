@@ -674,10 +674,11 @@ export class Supervisor implements Face {
     const { phase } = worker ?? { phase: { k: 'killed' as const } }
     const opens = [...(worker?.claims ?? [])].flatMap(([key, grant]) => (grant.k === 'open' ? [key] : []))
     const leftMs = 'by' in phase ? Math.max(0, phase.by.timerAt - now) : 0
+    const stillLeads = worker?.leadership === 'steps-down' ? ', its whileLeader functions' : ''
     const waits: Record<typeof phase.k, string | null> = {
       booting: `to become ready (at most ${seconds(leftMs)} more)`,
       ready: null,
-      draining: `for ${plural(open, 'connection')}, ${plural(active, 'request')} in flight (at most ${seconds(leftMs)} more)`,
+      draining: `for ${plural(open, 'connection')}, ${plural(active, 'request')} in flight${stillLeads} (at most ${seconds(leftMs)} more)`,
       terminating: `for the app's own shutdown (at most ${seconds(leftMs)} more)`,
       dying: `for its end after SIGTERM (at most ${seconds(leftMs)} more)`,
       killed: 'for its end after SIGKILL',

@@ -1,5 +1,6 @@
 /** What the app sees of usr2, by src/index.ts, and what it wants to be told. */
 import { AsyncResource } from 'node:async_hooks'
+import { abortController } from './leadership.ts'
 import type { Leadership, WhileLeader } from './leadership.ts'
 import type { Closer } from './shutdown.ts'
 
@@ -71,7 +72,7 @@ export function faceApp({ generation, slot, leadership, ready, warn }: AppFacePa
       slot,
       ready,
       get drainSignal() {
-        drain ??= new AbortController()
+        drain ??= abortController()
         if (drainsBy !== null) drain.abort()
         return drain.signal
       },

@@ -4,6 +4,7 @@
  * when it is true: also a function that ignores its signal is waited for.
  */
 import { AsyncResource } from 'node:async_hooks'
+import { setMaxListeners } from 'node:events'
 import type { Link } from './link.ts'
 
 export type WhileLeader = (signal: AbortSignal) => unknown
@@ -46,7 +47,7 @@ export function prepareLeadership(link: Link, warn: (text: string) => void): Lea
 
   const start = (candidacy: Candidacy): void => {
     waiting.delete(candidacy)
-    const controller = new AbortController()
+    const controller = abortController()
     running.set(candidacy, controller)
     const { signal } = controller
     void candidacy.context.runInAsyncScope(async () => {
@@ -127,6 +128,13 @@ export function prepareLeadership(link: Link, warn: (text: string) => void): Lea
     },
     cut,
   }
+}
+
+/** Node 20 takes eleven waits on one signal for a leak, and warns. */
+export function abortController(): AbortController {
+  const controller = new AbortController()
+  setMaxListeners(0, controller.signal)
+  return controller
 }
 
 /** `await sleep(1000, null, { signal })` throws when the signal fires: that is how a function returns, no failure. */

@@ -123,18 +123,23 @@ t.test('one leader among three workers, through reloads, a crash and a rollback'
 
 t.test('a leader that never returns holds up the next one until its process has ended', async (t) => {
   const app = await startApp(t, {
-    flags: ['--workers', '2', '--drain-timeout', '400ms'],
+    flags: ['--workers', '2', '--drain-timeout', '3s'],
     env: { LEADER: 'stubborn' },
   })
   const stubborn = await leaderOf(app, 1)
   app.env({ LEADER: 'loop' })
   const from = app.usr2.process.lines.length
-  await promoted(t, app, ['--wait', 'drained'])
+  const drained = promoted(t, app, ['--wait', 'drained'])
+  await app.usr2.process.line(/^onDrain/)
+  const status = await app.usr2.status()
+  const old = status.generations.flatMap(({ workers }) => workers).find(({ pid }) => pid === stubborn)
+  t.match(old?.waitsFor, /^for 0 connections, 0 requests in flight, its whileLeader functions \(at most /)
+  await drained
   await leaderOf(app, 2, from)
   const lines = app.said(/^(leads|still) /)
   t.ok(lines.lastIndexOf(`still ${stubborn}`) < lines.findIndex((line) => /^leads \d+ 2$/.test(line)))
   t.same(warningsOf(app), [
-    'a function of whileLeader has not returned within the 0.4 s of the drain; it ends with the process',
+    'a function of whileLeader has not returned within the 3 s of the drain; it ends with the process',
   ])
   await app.usr2.stop()
 })
@@ -222,6 +227,7 @@ const alone = `
   failed('shutdown', () => usr2.onShutdown('db', Promise.resolve()))
   failed('timeout', () => usr2.onShutdown('db', () => {}, { timeoutMs: 0 }))
   failed('timeout', () => usr2.onShutdown('db', () => {}, { timeoutMs: '5s' }))
+  for (let i = 0; i < 20; i++) usr2.drainSignal.addEventListener('abort', () => {})
   usr2.ready()
   for (const call of [usr2.onDrain, usr2.onResume]) call(() => console.log('called'))
   usr2.onShutdown('db', () => console.log('called'), { timeoutMs: 1 })
@@ -243,7 +249,7 @@ for (const [flags, head] of [
       args: [...flags, '--eval', `${head}\n${alone}`],
       cwd: fixture('.'),
     })
-    t.equal(code, 0, stderr)
+    t.same({ code, stderr }, { code: 0, stderr: '' })
     t.same(stdout.split('\n'), [
       'drain TypeError onDrain of usr2 takes a function, not undefined',
       'resume TypeError onResume of usr2 takes a function, not number',
