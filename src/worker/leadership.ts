@@ -81,8 +81,9 @@ export function prepareLeadership(link: Link, warn: (text: string) => void): Lea
 
   const returned = (): void => {
     clearTimeout(deadline)
-    onReturned?.()
+    const then = onReturned
     onReturned = null
+    then?.()
   }
 
   const cut = (): void => {
