@@ -73,15 +73,16 @@ function start(config: GuestConfig): void {
     http1,
     http2,
     servers,
+    websocketDrain: config.websocketDrain,
     withdrawAll: () => claims.withdrawAll(),
     onBegin(timeoutMs) {
       link.send({ t: 'draining', timeoutMs })
       app.drains(timeoutMs)
     },
-    onOver(counts, cut) {
+    onOver(counts, cut, slowest) {
       // The job at which a leader is has the time of the drain, as a request has, also where there are no connections.
       leadership.whenReturned(() => {
-        link.send({ t: 'drained', counts, cut })
+        link.send({ t: 'drained', counts, cut, slowest })
         const stay = link.hold()
         const release = (): void => {
           signals.release()
@@ -132,6 +133,7 @@ function start(config: GuestConfig): void {
 
   let last = ''
   setInterval(() => {
+    if (drain.phase !== 'serving') link.send({ t: 'holding', holding: drain.holding() })
     const counts = ledger.counts()
     const text = JSON.stringify(counts)
     if (text === last) return

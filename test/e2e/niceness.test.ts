@@ -1,0 +1,70 @@
+/** A booting worker yields the processor to those that serve. */
+import { readdirSync, writeFileSync } from 'node:fs'
+import { getPriority } from 'node:os'
+import t from 'tap'
+import { BOOT_NICE, canRaise } from '../../src/master/niceness.ts'
+import { freePort } from '../helpers/tmp.ts'
+import { startUsr2 } from '../helpers/usr2.ts'
+
+t.test('canRaise', async (t) => {
+  const status = (capabilities: string) => `Name:\tnode\nCapEff:\t${capabilities}\n`
+  const limits = (limit: number) => `Max nice priority         ${limit}                   ${limit}  \n`
+  const given = (capabilities: string, limit: number) => (path: string) =>
+    path.endsWith('status') ? status(capabilities) : limits(limit)
+  t.equal(canRaise(given('0000003fffffffff', 0)), true, 'root')
+  t.equal(canRaise(given('0000000000800000', 0)), true, 'CAP_SYS_NICE alone')
+  t.equal(canRaise(given('0000003fff7fffff', 0)), false, 'everything but that')
+  t.equal(canRaise(given('0000000000000000', 20 - getPriority())), true, 'RLIMIT_NICE')
+  t.equal(canRaise(given('0000000000000000', 19 - getPriority())), false)
+  t.equal(
+    canRaise(() => {
+      throw new Error('no /proc')
+    }),
+    false,
+  )
+})
+
+const APP = `
+const { spawn } = require('node:child_process')
+const { existsSync } = require('node:fs')
+const child = spawn(process.execPath, ['-e', 'process.stdin.resume()'], { stdio: ['pipe', 'ignore', 'ignore'] })
+process.on('SIGTERM', () => process.exit(0))
+console.log('booting', process.pid, child.pid)
+require('node:crypto').pbkdf2('x', 'y', 1, 8, 'sha256', () => {})
+const gate = setInterval(() => {
+  if (process.env.USR2_GENERATION !== '1' && !existsSync('gate')) return
+  clearInterval(gate)
+  require('node:http').createServer((req, res) => res.end()).listen(Number(process.env.PORT), '127.0.0.1')
+}, 10)
+`
+
+const skip = canRaise()
+  ? false
+  : 'this user may not raise a priority again (needs root, CAP_SYS_NICE or LimitNICE)'
+t.test('lower while it boots, beside others that serve; as before when it serves', { skip }, async (t) => {
+  const usr2 = startUsr2(t, {
+    entry: 'app.cjs',
+    files: { 'app.cjs': APP },
+    env: { PORT: String(await freePort(t)) },
+  })
+  const booting = async (from: number): Promise<number[]> => {
+    const { text } = await usr2.process.line(/^booting \d+ \d+$/, { from })
+    return text.split(' ').slice(1).map(Number)
+  }
+  const niceness = (pids: readonly number[]): number[] =>
+    pids.flatMap((pid) => readdirSync(`/proc/${pid}/task`).map((thread) => getPriority(Number(thread))))
+  const ours = getPriority()
+  const first = await booting(0)
+  t.same(new Set(niceness(first)), new Set([ours]), 'the first generation boots as fast as it can')
+  await usr2.ready()
+  const from = usr2.process.lines.length
+  usr2.signal('SIGUSR2')
+  const second = await booting(from)
+  const threads = niceness(second)
+  t.ok(threads.length > 5, 'with all of its threads')
+  t.same(new Set(threads), new Set([ours + BOOT_NICE]))
+  writeFileSync(`${usr2.cwd}/gate`, '')
+  await usr2.event('promoted', { from })
+  t.same(new Set(niceness(second)), new Set([ours]), 'every thread, and what it had started')
+  await usr2.stop()
+})
