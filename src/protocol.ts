@@ -204,6 +204,10 @@ export type FromWorker =
   | { readonly t: 'stderr'; readonly text: string }
   /** A signal reached this worker that means "replace me". */
   | { readonly t: 'signalled'; readonly signal: string }
+  /** The app has functions for the one worker that leads (`whileLeader`). */
+  | { readonly t: 'leadership-asked' }
+  /** They have all returned: this worker leads no more. */
+  | { readonly t: 'leadership-ended' }
   | { readonly t: 'warning'; readonly text: string }
   /** A TLS server of that fingerprint (sha256, hex) listens there: which keys seal its session tickets? */
   | { readonly t: 'ticket-keys-asked'; readonly key: string; readonly fingerprint: string }
@@ -225,6 +229,10 @@ export type ToWorker =
   | { readonly t: 'drain'; readonly times: WorkerTimes }
   /** Stop waiting for connections: cut what is left and go on to the app's shutdown. */
   | { readonly t: 'cut' }
+  /** This worker leads: run the app's functions for a leader. */
+  | { readonly t: 'lead' }
+  /** Abort them; answer `leadership-ended` when all have returned. */
+  | { readonly t: 'step-down' }
   /** Exit at once. */
   | { readonly t: 'exit' }
   /** A listener that the master holds since: claims for it are answered at once. */
@@ -340,6 +348,8 @@ const guards: { readonly [T in FromWorker['t']]: (m: Record<string, unknown>) =>
     isText(m.failure.stack, MAX_FAILURE_BYTES),
   stderr: (m) => isText(m.text, MAX_FAILURE_BYTES),
   signalled: (m) => isText(m.signal, 16),
+  'leadership-asked': () => true,
+  'leadership-ended': () => true,
   warning: (m) => isText(m.text, 2048),
   'ticket-keys-asked': (m) =>
     isKey(m.key) && typeof m.fingerprint === 'string' && /^[0-9a-f]{64}$/.test(m.fingerprint),
