@@ -501,10 +501,10 @@ t.test('the app closes its server and its idle connections itself', async (t) =>
   await t.test('when it is told of the drain', async (t) => {
     const app = await startApp(t, { env: { CLOSE_ON_DRAIN: '1' } })
     const [idle, waiting] = await Promise.all([openIdle(t, app), app.open()])
-    waiting.get('/later?ms=300')
-    await app.said('got /later?ms=300')
+    waiting.get('/gated')
+    await app.said('got /gated')
     await replace(app)
-    saysClose(t, (await idle.get('/now').response()).head, 'an idle connection')
+    saysClose(t, (await idle.get('/open').response()).head, 'an idle connection')
     saysClose(t, (await waiting.response()).head, 'what was in flight')
     await app.said('server closed')
     await app.usr2.stop()
