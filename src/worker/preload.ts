@@ -9,6 +9,7 @@ import { isMainThread } from 'node:worker_threads'
 import { onReceive } from 'native-free-fd-passing'
 import { GUEST_ENV, PROTOCOL_VERSION, toWorker } from '../protocol.ts'
 import type { GuestConfig } from '../protocol.ts'
+import { claimUdp } from './claim-udp.ts'
 import { claimListeners } from './claim.ts'
 import { prepareDrain, promiseMs } from './drain.ts'
 import { reportFailures } from './failure.ts'
@@ -70,24 +71,30 @@ function start(config: GuestConfig): void {
     },
   })
 
+  const udp = claimUdp(link, warn)
   const drain = prepareDrain({
     ledger,
     http1,
     http2,
     servers,
-    withdrawAll: () => claims.withdrawAll(),
+    withdrawAll() {
+      claims.withdrawAll()
+      udp.withdrawAll()
+    },
     onBegin(timeoutMs) {
       link.send({ t: 'draining', timeoutMs })
       for (const listener of drainListeners) callSafely(() => listener(timeoutMs), 'onDrain', warn)
     },
     onOver(counts, cut) {
-      link.send({ t: 'drained', counts, cut })
-      const stay = link.hold()
-      const release = (): void => {
-        signals.release()
-        stay()
-      }
-      void shutDownApp({ closers, timeoutMs: times.shutdownTimeoutMs, release, warn })
+      udp.whenQuiet(times.drainTimeoutMs, () => {
+        link.send({ t: 'drained', counts, cut })
+        const stay = link.hold()
+        const release = (): void => {
+          signals.release()
+          stay()
+        }
+        void shutDownApp({ closers, timeoutMs: times.shutdownTimeoutMs, release, warn })
+      })
     },
     onDied: (counts, lost) => link.send({ t: 'died', counts, lost }),
   })
@@ -106,17 +113,22 @@ function start(config: GuestConfig): void {
         times = message.times
         return drain.begin(times)
       case 'cut':
-        return drain.cut()
+        drain.cut()
+        return udp.cut()
       case 'exit':
         return process.exit(1)
       default:
-        return claims.handle(message)
+        claims.handle(message)
+        return udp.handle(message)
     }
   })
   onReceive((socket, message) => {
     const order = toWorker(message)
+    // Also in a drain: an app that binds then may send, as one that listens then gets its 'listening'.
+    if (order?.t === 'handle' && order.purpose === 'bound') return udp.receive(socket, order)
     if (order?.t !== 'handle' || drain.phase !== 'serving') return socket.close()
     if (order.purpose === 'open') failures.stopListening()
+    if (socket.kind === 'udp') return udp.receive(socket, order)
     claims.receive(socket, order)
   })
   // The master died: nobody will replace this worker, and its listeners may be bound anew by the next master.
