@@ -154,9 +154,9 @@ export class UdpFacade {
       return 0
     }
     handle.dropMembership = (group, iface) => {
-      const wasOurs = this.#groups.delete(nameOf(group, iface))
-      // One that has stopped reading says goodbye for itself, not for those who read on.
-      return wasOurs && !this.#opened ? 0 : dropMembership.call(handle, group, iface)
+      if (!this.#groups.delete(nameOf(group, iface))) return errnoOf('EADDRNOTAVAIL')
+      // One that does not read, or no longer, speaks for itself, not for those who do.
+      return this.#opened ? dropMembership.call(handle, group, iface) : 0
     }
   }
 
@@ -240,7 +240,9 @@ export function bindFrom(
   old.lookup = (name, callback) =>
     lookup(name, (error, ip = '', family) => {
       const isClosed = (): boolean => udpHandleOf(socket) !== old
-      if (error || isClosed()) return callback(error, ip, family)
+      // For udp4 with an IPv6 address, or the reverse, Node has an error.
+      const isOther = net.isIP(ip) !== ((socket as { type?: unknown }).type === 'udp6' ? 6 : 4)
+      if (error || isOther || isClosed()) return callback(error, ip, family)
       const answered = new AsyncResource('UdpFacade.claim')
       claim({ ip, ...udpFlagsOf(socket) }, (from) => {
         const isFacade = from instanceof UdpFacade
