@@ -30,6 +30,7 @@ export class UdpFacade {
   readonly #options: UdpFacadeOptions
   readonly #recvStart: () => number
   readonly #recvStop: () => number
+  readonly #closeHandle: (done?: () => void) => void
   #wantsToRead = false
   #opened = false
   #closed = false
@@ -46,6 +47,7 @@ export class UdpFacade {
     this.#handle = socket.giveUdp()
     this.#recvStart = this.#handle.recvStart.bind(this.#handle)
     this.#recvStop = this.#handle.recvStop.bind(this.#handle)
+    this.#closeHandle = this.#handle.close.bind(this.#handle)
   }
 
   /** Datagrams are read. */
@@ -95,9 +97,17 @@ export class UdpFacade {
     }
   }
 
-  /** Gives up our copy. */
+  /** Gives up our copy. A `dgram.Socket` that it was attached to is to be closed itself instead. Idempotent. */
   close(): void {
-    if (!this.#closed) this.#handle.close()
+    this.#close()
+  }
+
+  #close(done?: () => void): void {
+    if (this.#closed) return
+    this.#closed = true
+    this.#updateHold()
+    this.#closeHandle(done)
+    this.#options.onClose?.()
   }
 
   /** @internal The handle of `socket` from here on. `context` is where the socket was made. */
@@ -109,7 +119,7 @@ export class UdpFacade {
 
   #shadow(): void {
     const handle = this.#handle
-    const { close, ref, unref } = handle
+    const { ref, unref } = handle
     handle.recvStart = () => {
       this.#wantsToRead = true
       const error = this.#opened ? this.#recvStart() : 0
@@ -121,13 +131,7 @@ export class UdpFacade {
       this.#updateHold()
       return this.#recvStop()
     }
-    handle.close = (done) => {
-      if (this.#closed) return
-      this.#closed = true
-      this.#updateHold()
-      close.call(handle, done)
-      this.#options.onClose?.()
-    }
+    handle.close = (done) => this.#close(done)
     handle.ref = () => {
       ref.call(handle)
       this.#updateHold()
@@ -157,6 +161,22 @@ export class UdpFacade {
       if (!this.#groups.delete(nameOf(group, iface))) return errnoOf('EADDRNOTAVAIL')
       // One that does not read, or no longer, speaks for itself, not for those who do.
       return this.#opened ? dropMembership.call(handle, group, iface) : 0
+    }
+
+    const join = handle.addSourceSpecificMembership.bind(handle)
+    const leave = handle.dropSourceSpecificMembership.bind(handle)
+    handle.addSourceSpecificMembership = (...what) => {
+      const error = join(...what)
+      const name = what.join(' ')
+      if (error && (error !== errnoOf('EADDRNOTAVAIL') || this.#groups.has(name))) return error
+      // The kernel's word for "already joined" is also that for "no such interface": only leaving tells them apart.
+      if (error && (leave(...what) !== 0 || join(...what) !== 0)) return error
+      this.#groups.add(name)
+      return 0
+    }
+    handle.dropSourceSpecificMembership = (...what) => {
+      if (!this.#groups.delete(what.join(' '))) return errnoOf('EINVAL')
+      return this.#opened ? leave(...what) : 0
     }
   }
 

@@ -163,6 +163,59 @@ t.test('whatever an app does with bind, it sees what it sees under bare Node', a
   await usr2.stop()
 })
 
+const ENDINGS: Readonly<Record<string, string>> = {
+  'unref’d at once': 'socket.bind(port).unref()',
+  'unref’d later': 'socket.bind(port, () => socket.unref())',
+  closed: 'socket.bind(port, () => socket.close())',
+  'closed at once': 'socket.bind(port); socket.close()',
+  'closed between': 'socket.bind(port); setImmediate(() => socket.close())',
+  'an exception': 'socket.bind(port, () => { throw new Error("on purpose") })',
+  'nobody handles the error': 'socket.bind(port, "192.0.2.1")',
+}
+
+t.test('an app ends when, and as, it does without us', async (t) => {
+  const ends = await Promise.all(
+    Object.entries(ENDINGS).map(async ([name, code]) => {
+      const entry = 'app.cjs'
+      const app = `
+        const port = ${await freePort(t)}
+        const socket = require('node:dgram').createSocket('udp4')
+        process.on('exit', (status) => console.log('exit', status))
+        ${code}`
+      const usr2 = startUsr2(t, { entry, files: { [entry]: app }, flags: ['--ready', 'message'] })
+      const bare = start(t, process.execPath, { args: [join(usr2.cwd, entry)], name: 'bare node' })
+      const [inBare, inUsr2] = await Promise.all([bare.ended(20_000), usr2.process.ended(20_000)])
+      return { name, bare, usr2, inBare, inUsr2 }
+    }),
+  )
+  for (const { name, bare, usr2, inBare, inUsr2 } of ends) {
+    t.same(usr2.process.stdout, bare.stdout, name)
+    t.equal(inUsr2.code, 1, 'the first generation failed')
+    t.match(usr2.process.stderr.join('\n'), `exited with status ${inBare.code}`)
+  }
+})
+
+t.test('what is closed before the master has answered gives its place up', async (t) => {
+  const entry = 'app.cjs'
+  const app = `
+    const { createSocket } = require('node:dgram')
+    const bind = (done) => createSocket('udp4').bind(${await freePort(t)}, '127.0.0.1', done)
+    const first = bind(() => console.log('too late'))
+    setImmediate(() => {
+      first.close()
+      const retry = setInterval(() => {
+        bind(() => console.log('bound')).on('error', () => console.log('in use'))
+        clearInterval(retry)
+      }, 200)
+    })`
+  const usr2 = startUsr2(t, { entry, files: { [entry]: app } })
+  await usr2.process.line('bound')
+  await usr2.ready()
+  t.same(usr2.process.stdout, ['bound'])
+  t.equal((await usr2.reload()).code, 0)
+  await usr2.stop()
+})
+
 // ---- Nothing is lost -------------------------------------------------------------------------------------------------
 
 for (const host of ['127.0.0.1', ...(hasIPv6 ? ['::1'] : [])]) {
@@ -296,12 +349,14 @@ t.test('a multicast group and a connected peer do not outlive their generation',
     const socket = require('node:dgram').createSocket('udp4')
     socket.bind(${port}, '127.0.0.1', () => {
       socket.addMembership('224.0.0.251', '127.0.0.1')
+      socket.addSourceSpecificMembership('127.0.0.1', '232.1.1.1', '127.0.0.1')
       socket.connect(9, '127.0.0.1', () => socket.disconnect())
     })
     socket.on('connect', () => process.send('ready'))
     socket.on('message', (data, from) => socket.send(data, from.port, from.address))
     process.on('SIGTERM', () => {
       socket.dropMembership('224.0.0.251', '127.0.0.1')
+      socket.dropSourceSpecificMembership('127.0.0.1', '232.1.1.1', '127.0.0.1')
       socket.close()
     })`
   const usr2 = startUsr2(t, {
