@@ -380,3 +380,49 @@ t.test('a multicast group and a connected peer do not outlive their generation',
   )
   await usr2.stop()
 })
+
+t.test('a draining app may bind anew: it hears that it is bound, and takes nothing', async (t) => {
+  const port = await freePort(t)
+  const entry = 'app.cjs'
+  const app = `
+    const { createSocket } = require('node:dgram')
+    const { onDrain } = globalThis[Symbol.for('usr2.guest.v1')]
+    const { USR2_GENERATION } = process.env
+    const bind = (done) => {
+      const socket = createSocket('udp4').bind(${port}, '127.0.0.1', done)
+      socket.on('message', (data, from) => socket.send(data + ' ' + USR2_GENERATION, from.port, from.address))
+      return socket
+    }
+    const socket = bind()
+    onDrain(() => setTimeout(() => socket.close(() => bind(() => console.log('bound again'))), 50))`
+  const usr2 = startUsr2(t, { entry, files: { [entry]: app } })
+  await usr2.ready()
+  const client = new Client(t, '127.0.0.1', port)
+  t.equal((await usr2.reload()).code, 0)
+  await usr2.process.line('bound again')
+  for (let n = 0; n < 20; n++) await client.send()
+  await client.allAnswered(() => usr2.logs())
+  t.same([...new Set(client.answers.map(({ text }) => text.split(' ')[1]))], ['2'])
+  await usr2.stop()
+})
+
+const hasBindSync = 'bindSync' in dgram.Socket.prototype
+t.test('bindSync is warned of', { skip: !hasBindSync && 'this Node has no bindSync' }, async (t) => {
+  const entry = 'app.cjs'
+  const port = await freePort(t)
+  const app = `
+    const { createSocket } = require('node:dgram')
+    createSocket('udp4').bindSync({ address: '127.0.0.1' })
+    console.log(createSocket('udp4').bindSync({ port: ${port}, address: '127.0.0.1' }).port)
+    require('node:net').createServer().listen(${await freePort(t)})`
+  const usr2 = startUsr2(t, { entry, files: { [entry]: app } })
+  await usr2.ready()
+  t.same(usr2.process.stdout, [String(port)])
+  const { msg } = await usr2.event('worker-warning')
+  t.match(msg, `the app binds UDP port ${port} by bindSync, which usr2 cannot share between generations`)
+  t.equal(usr2.events().filter(({ event }) => event === 'worker-warning').length, 1)
+  const { code, stderr } = await usr2.reload()
+  t.equal(code, 1)
+  t.match(stderr, 'EADDRINUSE')
+  await usr2.stop()
+})
