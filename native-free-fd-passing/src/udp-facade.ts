@@ -36,6 +36,7 @@ export class UdpFacade {
   #closed = false
   #held = false
   #lastSentMs = -Infinity
+  #watchesSends = false
   readonly #groups = new Set<string>()
   #peer: { readonly ip: string; readonly port: number } | null = null
 
@@ -59,7 +60,7 @@ export class UdpFacade {
     return this.#closed
   }
 
-  /** When it last sent something since `withdraw()`, by `performance.now()`; -Infinity if nothing. */
+  /** When it last sent something since the first `withdraw()`, by `performance.now()`; -Infinity if nothing. */
   get lastSentMs(): number {
     return this.#lastSentMs
   }
@@ -78,8 +79,8 @@ export class UdpFacade {
   open(): number {
     if (this.#closed) return errnoOf('ECANCELED')
     if (this.#opened) return 0
-    this.#opened = true
     const error = this.#wantsToRead ? this.#recvStart() : 0
+    this.#opened = error === 0
     this.#updateHold()
     return error
   }
@@ -90,10 +91,18 @@ export class UdpFacade {
     this.#opened = false
     this.#recvStop()
     this.#updateHold()
-    const { send } = this.#handle
-    this.#handle.send = (...args) => {
+    this.#watchSends()
+  }
+
+  /** Only from the first withdrawal on: until then nobody asks, and a send should cost what it costs in bare Node. */
+  #watchSends(): void {
+    if (this.#watchesSends) return
+    this.#watchesSends = true
+    const handle = this.#handle
+    const { send } = handle
+    handle.send = (...args) => {
       this.#lastSentMs = performance.now()
-      return send.apply(this.#handle, args)
+      return send.apply(handle, args)
     }
   }
 

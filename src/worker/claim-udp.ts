@@ -17,7 +17,7 @@
 import { AsyncResource } from 'node:async_hooks'
 import dgram from 'node:dgram'
 import diagnostics from 'node:diagnostics_channel'
-import { bindFrom, UdpFacade } from 'native-free-fd-passing'
+import { bindFrom, errnoInfo, UdpFacade } from 'native-free-fd-passing'
 import type { ReceivedSocket } from 'native-free-fd-passing'
 import { listenerKey } from '../address.ts'
 import type { UdpAddress } from '../address.ts'
@@ -147,7 +147,8 @@ export function claimUdp(link: Link, warn: (text: string) => void): UdpClaims {
       if (!facade || facade.reading || withdrawnMs !== null) return
       const errno = facade.open()
       hasRead = true
-      link.send({ t: 'opened', key, error: errno === 0 ? null : { code: '', errno, syscall: 'recvmsg' } })
+      const error = errno === 0 ? null : { code: errnoInfo(errno).code, errno, syscall: 'recvmsg' }
+      link.send({ t: 'opened', key, error })
     },
     withdrawAll() {
       withdrawnMs ??= performance.now()
