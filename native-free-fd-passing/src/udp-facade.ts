@@ -177,9 +177,8 @@ export class UdpFacade {
     handle.addSourceSpecificMembership = (...what) => {
       const error = join(...what)
       const name = what.join(' ')
+      // Here "already joined" is EADDRNOTAVAIL, and nothing else is ("no such interface" is ENODEV).
       if (error && (error !== errnoOf('EADDRNOTAVAIL') || this.#groups.has(name))) return error
-      // The kernel's word for "already joined" is also that for "no such interface": only leaving tells them apart.
-      if (error && (leave(...what) !== 0 || join(...what) !== 0)) return error
       this.#groups.add(name)
       return 0
     }
