@@ -1,14 +1,14 @@
 /**
  * Reloads under load: how many requests fail? Each request has one outcome, nothing is sent twice, and the client
- * sits in a process of its own (load.ts). See README.md beside this file.
+ * sits in a process of its own (src/drill/load.ts). See README.md beside this file.
  *
  *     node --import tsx scripts/bench/reload.ts [--reloads 50] [--profiles mix,hot] [--node PATH] [--peers] [--json]
  */
 import { parseArgs } from 'node:util'
 import { bench, type Bench, DEFAULT_CLI, goneIn, nodeVersion, progress, sleep } from './bench.ts'
-import { HOT, type LoadResult, MIX, summary, type TallyResult, type Traffic } from './load.ts'
+import { HOT, type LoadResult, MIX, summary, type TallyResult, type Traffic } from '../../src/drill/load.ts'
 import { table } from './stats.ts'
-import { startLoad } from './start-load.ts'
+import { startLoad } from '../../src/drill/start-load.ts'
 import { PEERS, startSubject, type Subject, type SubjectName } from './subjects.ts'
 
 const { values: flags } = parseArgs({
