@@ -30,7 +30,8 @@ input.on('line', (text) => {
   if ('options' in order) {
     load = begin(order.options)
     void load.done.then(() => (finished = true))
-  } else if ('mark' in order) load?.mark(order.mark, order.atMs)
+  } else if ('mark' in order) load?.mark(order.mark, order.atMs, order.kind)
+  else if ('epoch' in order) load?.epoch(order.epoch)
   else if ('snapshot' in order && load !== undefined) answer({ snapshot: load.snapshot() })
   else if ('stop' in order) void load?.stop()
 })

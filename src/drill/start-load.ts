@@ -3,7 +3,9 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { tmpdir } from 'node:os'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
-import { type LoadOptions, type LoadResult, now, type VersionField } from './load.ts'
+import type { LoadOptions } from './load.ts'
+import type { LoadResult } from './result.ts'
+import { now, type VersionField } from './world.ts'
 
 /** What can cross to another process: no function. */
 export interface RemoteLoadOptions extends Omit<LoadOptions, 'versionOf'> {
@@ -12,7 +14,8 @@ export interface RemoteLoadOptions extends Omit<LoadOptions, 'versionOf'> {
 
 export type Order =
   | { readonly options: RemoteLoadOptions }
-  | { readonly mark: string; readonly atMs: number }
+  | { readonly mark: string; readonly atMs: number; readonly kind?: string }
+  | { readonly epoch: number }
   | { readonly snapshot: true }
   | { readonly stop: true }
 
@@ -64,9 +67,8 @@ export class RemoteLoad {
 
   /** @internal */
   static start(options: RemoteLoadOptions, { env = {}, core = null }: StartLoadOptions): Promise<RemoteLoad> {
-    const main = fileURLToPath(new URL('load-main.ts', import.meta.url))
     const { PATH = '', HOME = '' } = process.env
-    const node = [process.execPath, '--import', import.meta.resolve('tsx'), main]
+    const node = [process.execPath, ...loadMain()]
     const [command = '', ...args] = core === null ? node : ['taskset', '-c', `${core}`, ...node]
     const child = spawn(command, args, {
       env: { PATH, HOME, TMPDIR: tmpdir(), ...env },
@@ -78,9 +80,14 @@ export class RemoteLoad {
     })
   }
 
-  /** A new phase counts from now on. */
-  mark(name: string): void {
-    this.#order({ mark: name, atMs: now() })
+  /** A new phase counts from now on; those of one `kind` are also counted together. */
+  mark(name: string, kind?: string): void {
+    this.#order({ mark: name, atMs: now(), ...(kind === undefined ? {} : { kind }) })
+  }
+
+  /** Connections opened from now on are answered by another generation. */
+  epoch(): void {
+    this.#order({ epoch: now() })
   }
 
   /** What was counted up to here. */
@@ -103,6 +110,13 @@ export class RemoteLoad {
   #order(order: Order): void {
     this.#child.stdin?.write(`${JSON.stringify(order)}\n`)
   }
+}
+
+/** As source, for our own tests and benchmarks, or bundled, beside us. */
+function loadMain(): string[] {
+  const source = import.meta.url.endsWith('.ts')
+  const main = fileURLToPath(new URL(source ? 'load-main.ts' : 'drill-load.mjs', import.meta.url))
+  return source ? ['--import', import.meta.resolve('tsx'), main] : [main]
 }
 
 /** Resolves when the first connections are on their way. Rejects with the client's own words if it cannot start. */
