@@ -55,6 +55,8 @@ t.test('the packages hold what is needed, and nothing else', async (t) => {
     'README.md',
     'dist/cli.mjs',
     'dist/config.schema.json',
+    'dist/drill-load.mjs',
+    'dist/drill.mjs',
     'dist/index.cjs',
     'dist/index.d.cts',
     'dist/index.d.mts',

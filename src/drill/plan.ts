@@ -58,6 +58,8 @@ export interface Traffic {
   readonly depth?: number
   /** Of `websocket`: from one ping to the next. Default 1 s. */
   readonly pingMs?: number
+  /** How long it takes says nothing about the server (uploads, long downloads): counted, but not in summed latencies. */
+  readonly untimed?: boolean
   /** Which answers are good: 2xx, those listed, or (`below500`) any but a 5xx. */
   readonly statuses?: readonly number[] | 'below500'
 }
@@ -92,6 +94,7 @@ export interface Plan {
   readonly asksClose: boolean
   /** The connection is not used again. */
   readonly once: boolean
+  readonly untimed: boolean
   good(status: number): boolean
 }
 
@@ -135,7 +138,8 @@ export function planOf(traffic: Traffic, index: number, otherwise: Target): Plan
     connections: traffic.connections,
     // Open loop: when the next one is sent is the schedule's to say.
     thinkMs: perSecond === null ? (traffic.thinkMs ?? DEFAULT_THINK_MS[mode] ?? [0, 0]) : [0, 0],
-    perSecond,
+    // A WebSocket is pinged every `pingMs`.
+    perSecond: mode === 'websocket' ? null : perSecond,
     batch,
     depth,
     bytes: Buffer.concat(Array.from({ length: batch }, () => request)),
@@ -144,6 +148,7 @@ export function planOf(traffic: Traffic, index: number, otherwise: Target): Plan
     echo: sends && traffic.echo === true ? body : null,
     asksClose: mode === 'new',
     once: mode === 'new' || mode === 'preconnect',
+    untimed: traffic.untimed === true,
     good: (status) =>
       statuses === undefined
         ? status >= 200 && status <= 299

@@ -30,7 +30,7 @@ export interface PhaseResult extends TallyResult {
   readonly versions: Readonly<Record<string, number>>
 }
 
-/** Phases that were marked as of one kind, together. */
+/** Phases that were marked as of one kind, together; latency without `untimed` traffic. */
 export interface KindResult extends TallyResult {
   readonly durationMs: number
 }
@@ -42,7 +42,7 @@ export interface Slice {
   readonly ok: number
   readonly retryable: number
   readonly failed: number
-  /** Of the good ones. */
+  /** Of the good ones, without `untimed` traffic. */
   readonly latency: Latency | null
   /** The good ones by the epoch in which their connection was opened: 0 before the first, as `epoch` counts. */
   readonly epochs: Readonly<Record<string, number>>

@@ -116,7 +116,7 @@ export class RemoteLoad {
 function loadMain(): string[] {
   const source = import.meta.url.endsWith('.ts')
   const main = fileURLToPath(new URL(source ? 'load-main.ts' : 'drill-load.mjs', import.meta.url))
-  return source ? ['--import', import.meta.resolve('tsx'), main] : [main]
+  return source ? [`--import=${import.meta.resolve('tsx')}`, main] : [main]
 }
 
 /** Resolves when the first connections are on their way. Rejects with the client's own words if it cannot start. */

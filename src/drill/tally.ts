@@ -109,12 +109,12 @@ export class Tally {
     this.#failures.set(failure, (this.#failures.get(failure) ?? 0) + count)
   }
 
-  merge(other: Tally): void {
+  merge(other: Tally, withLatency = true): void {
     this.requests += other.requests
     this.ok += other.ok
     this.retryable += other.retryable
     for (const [failure, count] of other.#failures) this.fail(failure, count)
-    this.latency.merge(other.latency)
+    if (withLatency) this.latency.merge(other.latency)
   }
 
   result(): TallyResult {

@@ -111,7 +111,7 @@ export class World {
     tally.requests++
     tally.ok++
     tally.latency.record(latencyMs)
-    this.#slices?.now().ok(latencyMs, this.#epochOf(openedAt))
+    this.#slices?.now().ok(plan.untimed ? null : latencyMs, this.#epochOf(openedAt))
   }
 
   /** Not processed by the server, by its protocol's rules safe to send again. */
@@ -236,7 +236,7 @@ export class World {
     this.#phases.forEach(({ kind, tallies, startedAt }, index) => {
       if (kind === null) return
       const known = kinds.get(kind) ?? { sum: new Tally(), durationMs: 0 }
-      known.sum.merge(Tally.sum(tallies))
+      tallies.forEach((tally, at) => known.sum.merge(tally, this.#plans[at]?.untimed !== true))
       known.durationMs += (this.#phases[index + 1]?.startedAt ?? endedAt) - startedAt
       kinds.set(kind, known)
     })
@@ -295,9 +295,9 @@ class Slices {
     return this
   }
 
-  ok(latencyMs: number, epoch: number): void {
+  ok(latencyMs: number | null, epoch: number): void {
     this.#ok++
-    this.#histogram.record(latencyMs)
+    if (latencyMs !== null) this.#histogram.record(latencyMs)
     this.#epochs.set(epoch, (this.#epochs.get(epoch) ?? 0) + 1)
   }
 
