@@ -109,8 +109,15 @@ async function drillMaster(
   })
   try {
     const reloads = await orAborted(drive(options, control, first, load, say), signal)
+    const stoppedAt = now()
     const result = await orAborted(load.stop(), signal)
-    const base = { status, private: !('control' in options.app), startedAt: startedAt.toISOString(), notes }
+    const base = {
+      status,
+      stoppedAt,
+      private: !('control' in options.app),
+      startedAt: startedAt.toISOString(),
+      notes,
+    }
     return resultOf(base, mix, normal, reloads, result, first, options)
   } finally {
     load.kill()
@@ -286,6 +293,8 @@ async function reloadOnce(control: string, number: number, from: number, load: R
 // ---- What came of it ----------------------------------------------------------------------------------------------
 
 interface Base {
+  /** By {@link now}. */
+  readonly stoppedAt: number
   readonly status: Status
   readonly private: boolean
   readonly startedAt: string
@@ -293,7 +302,7 @@ interface Base {
 }
 
 function resultOf(
-  { status, private: own, startedAt, notes }: Base,
+  { status, stoppedAt, private: own, startedAt, notes }: Base,
   mix: readonly MixEntry[],
   normal: readonly (readonly number[])[],
   reloads: readonly Reload[],
@@ -346,7 +355,8 @@ function resultOf(
     ledger: ledgerOf(reloads.flatMap(({ drained }) => drained ?? [])),
     webSocketEnds: { ...load.webSocketEnds },
     generations: [first, ...promoted.flatMap(({ to }) => to ?? [])],
-    timeline: load.slices,
+    // Of the time in which the last requests end, only what is wrong is worth a picture.
+    timeline: load.slices.filter(({ atMs, failed }) => atMs < stoppedAt - load.startedAtMs || failed > 0),
     sliceMs: SLICE_MS,
     details: load.details,
     notes: [...notes, ...more],

@@ -9,12 +9,12 @@ import type { DrillResult, ReloadResult } from './options.ts'
 import type { Slice } from './result.ts'
 
 const WIDTH = 960
-const HEIGHT = 600
+const HEIGHT = 624
 const LEFT = 72
 const RIGHT = 24
 const PLOT_WIDTH = WIDTH - LEFT - RIGHT
-const TOP_PANEL = { top: 108, height: 190 }
-const LOW_PANEL = { top: 358, height: 190 }
+const TOP_PANEL = { top: 132, height: 190 }
+const LOW_PANEL = { top: 382, height: 190 }
 /** Narrower columns could not be told apart. */
 const MAX_COLUMNS = 280
 const FONT = 'system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'
@@ -65,7 +65,6 @@ ${timeAxis(endS, x)}
 // ---- Parts --------------------------------------------------------------------------------------------------------
 
 function bands(reloads: readonly ReloadResult[], x: (seconds: number) => number): string {
-  const bottom = LOW_PANEL.top + LOW_PANEL.height
   const { top } = TOP_PANEL
   let labelledTo = -Infinity
   return reloads
@@ -73,7 +72,13 @@ function bands(reloads: readonly ReloadResult[], x: (seconds: number) => number)
       const [asked, promoted] = [x(askedAtMs / 1000), x(promotedAtMs / 1000)]
       const drained = drainedAtMs === null ? promoted : x(drainedAtMs / 1000)
       const band = (from: number, to: number, opacity: number) =>
-        `<rect class="band" fill="#8c959f" fill-opacity="${opacity}" x="${from}" y="${top}" width="${round(Math.max(1, to - from))}" height="${bottom - top}"/>`
+        [TOP_PANEL, LOW_PANEL]
+          .map(
+            (panel) =>
+              `<rect class="band" fill="#8c959f" fill-opacity="${opacity}" x="${from}" y="${panel.top}" ` +
+              `width="${round(Math.max(1, to - from))}" height="${panel.height}"/>`,
+          )
+          .join('')
       // With many reloads the labels would lie on each other.
       const label =
         asked - labelledTo < 22
@@ -123,7 +128,7 @@ function throughput(
   const heading = 'requests per second, by the generation that answered'
   return [
     grid(scale.ticks, y, String),
-    text(LEFT, top - 22, heading, 'ink', 'font-weight="600"'),
+    text(LEFT, top - 25, heading, 'ink', 'font-weight="600"'),
     legend(generations, failed !== '', reloads.length),
     ...layers,
     failed,
@@ -135,11 +140,11 @@ const bar = (left: number, right: number, low: number, high: number) =>
 
 /** At most as many generations as there is room for: first ones, last one. */
 function legend(generations: readonly number[], failed: boolean, reloads: number): string {
-  const y = TOP_PANEL.top - 31
+  const y = TOP_PANEL.top - 34
   const shown =
     generations.length <= 6 ? generations : [...generations.slice(0, 4), null, generations.at(-1) ?? 0]
   const items: string[] = []
-  let at = 400
+  let at = 470
   const item = (mark: string, label: string, width: number) => {
     items.push(`${mark}${text(at + 15, y + 9, label, 'dim')}`)
     at += width
