@@ -71,12 +71,18 @@ const times = (latency: Latency | null): string[] =>
 const ms = (value: number) =>
   value < 10_000 ? `${value < 10 ? value.toFixed(1) : Math.round(value)} ms` : formatDuration(value)
 
+/** One line for each class, traffic and phase: the rest of them says the same. */
 function detailLines({ details }: DrillResult): string[] {
-  return details
+  const seen = new Set<string>()
+  const first = details.filter(({ failure, traffic, phase }) => {
+    const key = `${failure} ${traffic} ${phase}`
+    return !seen.has(key) && seen.add(key)
+  })
+  return first
     .slice(0, MAX_DETAILS)
     .map(
       ({ failure, traffic, phase, afterMarkMs, text }) =>
-        `  ${failure} (${printable(traffic)}) ${afterMarkMs} ms into "${phase}": ${printable(text)}`,
+        `  ${failure}, ${printable(traffic)}, first ${afterMarkMs} ms into "${phase}": ${printable(text)}`,
     )
 }
 

@@ -54,7 +54,7 @@ export async function drill(options: DrillOptions, say: Say, signal: AbortSignal
   const own = new PrivateApp({ ...app, cwd: options.cwd, env: options.env })
   try {
     await orAborted(own.ready(), signal)
-    return await drillMaster(options, own.control, say, signal)
+    return await drillMaster(options, own.control, say, signal, own.pid)
   } catch (error) {
     if (signal.aborted || error instanceof DrillComplaint || !(error instanceof Error)) throw error
     throw new Error(`${error.message}\nThe end of the output of the app and its master:\n${own.tail()}`, {
@@ -86,6 +86,7 @@ async function drillMaster(
   control: string,
   say: Say,
   signal: AbortSignal,
+  ownPid?: number,
 ): Promise<DrillResult> {
   const status = await askStatus(await connectControl(control))
   const first = status.generations.find(({ role }) => role === 'current')?.id ?? 0
@@ -93,20 +94,21 @@ async function drillMaster(
   const mix = await orAborted(planMix(options, status, notes), signal)
   for (const line of notes) say(line)
   const normal = await orAborted(preflight(mix, options), signal)
-  for (const [at, { kind, method, path, target }] of mix.entries()) {
-    const seen = normal[at] ?? []
-    if (seen.some((code) => code >= 300))
-      notes.push(
-        `${method} ${path} of ${target} (${kind}) answers ${seen.join(', ')}: taken as its normal answer.`,
-      )
+  for (const [at, { method, path, target }] of mix.entries()) {
+    const codes = (normal[at] ?? []).filter((code) => code >= 300)
+    const note = `${method} ${path} of ${target} answers ${codes.join(', ')}: taken as its normal answer.`
+    if (codes.length > 0 && !notes.includes(note)) notes.push(note)
   }
   const startedAt = new Date()
-  const load = await startLoad({
-    target: { port: 0 },
-    traffic: mix.map(({ traffic }, at) => ({ ...traffic, statuses: normal[at] ?? [] })),
-    timeoutMs: options.timeoutMs,
-    sliceMs: SLICE_MS,
-  })
+  const load = await startLoad(
+    {
+      target: { port: 0 },
+      traffic: mix.map(({ traffic }, at) => ({ ...traffic, statuses: normal[at] ?? [] })),
+      timeoutMs: options.timeoutMs,
+      sliceMs: SLICE_MS,
+    },
+    ownPid === undefined ? {} : { guard: ownPid },
+  )
   try {
     const reloads = await orAborted(drive(options, control, first, load, say), signal)
     const stoppedAt = now()
@@ -188,14 +190,18 @@ async function preflight(mix: readonly MixEntry[], { timeoutMs }: DrillOptions):
   })
   try {
     const { traffic, details, answers } = await load.done
-    const complaints = mix.flatMap(({ kind, method, path, target, traffic: { name = '' } }) => {
+    const complaints = new Map<string, string[]>()
+    for (const { kind, method, path, target, traffic: own } of mix) {
+      const name = own.name ?? ''
       const tally = traffic[name]
-      if (tally !== undefined && tally.failed === 0 && tally.ok > 0) return []
+      if (tally !== undefined && tally.failed === 0 && tally.ok > 0) continue
       const seen = details.find((detail) => detail.traffic === name)
-      const what = seen === undefined ? 'no good answer' : `${seen.failure} (${seen.text})`
-      return [`${kind} ${method} ${path} of ${target} fails without any reload: ${what}. ${adviceOn(kind)}`]
-    })
-    if (complaints.length > 0) throw new DrillComplaint(complaints)
+      const what = seen === undefined ? 'no good answer' : `${seen.failure}, ${seen.text}`
+      const complaint = `${method} ${path} of ${target} fails without any reload: ${what}. ${adviceOn(kind)}`
+      complaints.set(complaint, [...(complaints.get(complaint) ?? []), kind])
+    }
+    if (complaints.size > 0)
+      throw new DrillComplaint([...complaints].map(([text, kinds]) => `${kinds.join(', ')}: ${text}`))
     return mix.map(({ traffic: { name = '' } }) => Object.keys(answers[name] ?? {}).map(Number))
   } finally {
     load.kill()
@@ -271,6 +277,7 @@ async function reloadOnce(control: string, number: number, from: number, load: R
     )
     const { verdict, drained } = end
     const drainedAt = drained === null ? null : now()
+    if (drained !== null) load.onlySince(number)
     return {
       number,
       outcome: verdict.outcome,
@@ -313,10 +320,12 @@ function resultOf(
   const promoted = reloads.filter(({ outcome }) => outcome === 'promoted')
   const bad = reloads.find(({ outcome }) => outcome !== 'promoted')
   const ok = bad === undefined && load.failed === 0 && load.requests > 0
+  // One or two are always due at the moment of the stop.
   const more =
-    load.unsent > 0
+    load.unsent > options.mix.perSecond
       ? [
-          `${load.unsent} requests were due and not sent when the drill ended, because as many as --connections allows were outstanding: their latency is not in the table.`,
+          `${load.unsent} requests were due and not sent when the drill ended, because as many as --connections allows ` +
+            'were outstanding: their latency is not in the table. Raise --connections, or lower --rate.',
         ]
       : []
   return {

@@ -233,7 +233,8 @@ class Connection implements ResponseSink {
   /** It is not used again. What comes over it from now on is stray. */
   retire(): void {
     if (this.#state !== 'open') return
-    this.#endUpload()
+    // A FIN within a body is a malformed request, and would be answered as one.
+    if (this.#pieces !== undefined) return this.destroy()
     this.#state = 'retired'
     this.#progressAt = performance.now()
     // Who closes first keeps the port for a minute (TIME_WAIT). With a connection for each request that has to be the

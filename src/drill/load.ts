@@ -107,6 +107,11 @@ export class Load {
     this.#world.epoch(atMs - performance.timeOrigin)
   }
 
+  /** Whoever answered in an epoch before `epoch` (0 is the first) has gone. */
+  onlySince(epoch: number): void {
+    this.#world.onlySince(epoch)
+  }
+
   /** What was counted up to here. */
   snapshot(): LoadResult {
     return this.#world.result()

@@ -27,7 +27,9 @@ export class Schedule {
 
   /** The first is due within the first period, by chance. */
   start(): void {
-    this.#nextDueAt = performance.now() + Math.random() * this.#periodMs
+    const now = performance.now()
+    this.#nextDueAt = now + Math.random() * this.#periodMs
+    if (this.#waiting.length > 0) this.#arm(now)
   }
 
   /** Calls `waiter.due` once: now if something is overdue, else when it is this waiter's turn. */
@@ -56,6 +58,7 @@ export class Schedule {
   }
 
   #arm(now: number): void {
+    if (this.#nextDueAt === Infinity) return
     this.#timer ??= setTimeout(() => this.#fire(), Math.max(0, this.#nextDueAt - now))
   }
 

@@ -13,9 +13,10 @@ export interface RemoteLoadOptions extends Omit<LoadOptions, 'versionOf'> {
 }
 
 export type Order =
-  | { readonly options: RemoteLoadOptions }
+  | { readonly options: RemoteLoadOptions; readonly guard?: number }
   | { readonly mark: string; readonly atMs: number; readonly kind?: string }
   | { readonly epoch: number }
+  | { readonly onlySince: number }
   | { readonly snapshot: true }
   | { readonly stop: true }
 
@@ -27,6 +28,8 @@ export interface StartLoadOptions {
   readonly env?: Readonly<Record<string, string>>
   /** The processor core it is to stay on (taskset(1)). */
   readonly core?: number | null
+  /** A process that is sent SIGTERM when ours ends without having stopped the load: we were killed, it must not stay. */
+  readonly guard?: number
 }
 
 export class RemoteLoad {
@@ -66,7 +69,10 @@ export class RemoteLoad {
   }
 
   /** @internal */
-  static start(options: RemoteLoadOptions, { env = {}, core = null }: StartLoadOptions): Promise<RemoteLoad> {
+  static start(
+    options: RemoteLoadOptions,
+    { env = {}, core = null, guard }: StartLoadOptions,
+  ): Promise<RemoteLoad> {
     const { PATH = '', HOME = '' } = process.env
     const node = [process.execPath, ...loadMain()]
     const [command = '', ...args] = core === null ? node : ['taskset', '-c', `${core}`, ...node]
@@ -76,7 +82,7 @@ export class RemoteLoad {
     })
     return new Promise((resolve, reject) => {
       const load: RemoteLoad = new RemoteLoad(child, () => resolve(load), reject)
-      load.#order({ options })
+      load.#order({ options, ...(guard === undefined ? {} : { guard }) })
     })
   }
 
@@ -88,6 +94,11 @@ export class RemoteLoad {
   /** Connections opened from now on are answered by another generation. */
   epoch(): void {
     this.#order({ epoch: now() })
+  }
+
+  /** Whoever answered in an epoch before `epoch` (0 is the first) has gone. */
+  onlySince(epoch: number): void {
+    this.#order({ onlySince: epoch })
   }
 
   /** What was counted up to here. */

@@ -56,6 +56,7 @@ export class World {
   readonly #answers: readonly Map<number, number>[]
   readonly #webSocketEnds = new Map<string, number>()
   readonly #epochs: number[] = []
+  #oldestEpoch = 0
   readonly #slices: Slices | null
   readonly #detailed = new Map<string, number>()
   readonly #phases: Phase[] = []
@@ -86,10 +87,16 @@ export class World {
     this.#epochs.push(at)
   }
 
+  /** Whoever answered in an epoch before `epoch` has gone. */
+  onlySince(epoch: number): void {
+    this.#oldestEpoch = epoch
+  }
+
   #epochOf(openedAt: number): number {
-    // Nearly all connections are of the newest one.
+    // Nearly all connections are of the newest one. That an epoch has begun is heard some milliseconds late, and then
+    // a connection would count for the old one for as long as it lives.
     let epoch = this.#epochs.length
-    while (epoch > 0 && (this.#epochs[epoch - 1] ?? 0) > openedAt) epoch--
+    while (epoch > this.#oldestEpoch && (this.#epochs[epoch - 1] ?? 0) > openedAt) epoch--
     return epoch
   }
 
