@@ -3,7 +3,8 @@
  *
  * Its command line is that of `usr2 run` with options of its own before the entry; which is whose is told by name.
  */
-import { readFileSync, writeFileSync } from 'node:fs'
+import { accessSync, constants, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { dirname } from 'node:path'
 import { BOUND_TIME, commandUsage, parseArguments, type Arguments, type Command } from './cli-args.ts'
 import { renderDrill } from './cli-drill-text.ts'
 import { printable } from './cli-status.ts'
@@ -245,6 +246,10 @@ function optionsOf(args: Arguments, theirs: readonly string[], cwd: string): Rea
   complaints.push(...ofApp)
   const { body, complaint } = bodyOf(args, cwd)
   if (complaint !== null) complaints.push(complaint)
+  const report = args.one('--report')
+  // Before the drill, not after it: minutes of load would be for nothing.
+  const unwritable = report === undefined ? null : unwritableReport(joinAsGiven(cwd, report))
+  if (unwritable !== null) complaints.push(`--report is ${report}, which cannot be written: ${unwritable}.`)
   if (args.one('--post') === undefined)
     for (const flag of ['--body', '--body-size', '--upload-time'])
       if (args.has(flag)) complaints.push(`${flag} is of no use without --post PATH: nothing is posted.`)
@@ -325,6 +330,16 @@ function bodyOf(
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error)
     return { body: null, complaint: `--body is ${file}, which cannot be read: ${why}.` }
+  }
+}
+
+function unwritableReport(path: string): string | null {
+  try {
+    if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) return 'it is a directory'
+    accessSync(dirname(path), constants.W_OK | constants.X_OK)
+    return null
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error)
   }
 }
 

@@ -216,6 +216,8 @@ t.test('what the user has to set right: status 2, all of it at once', async (t) 
     '0',
     '--path',
     'x',
+    '--report',
+    '/no/where.svg',
   ])
   t.equal(usage.code, 2)
   t.equal(usage.stdout, '')
@@ -224,6 +226,7 @@ t.test('what the user has to set right: status 2, all of it at once', async (t) 
     '--rate is "0"; it must be a whole number from 1 to 100000.',
     '--body is /none, which cannot be read: ',
     '--body is of no use without --post PATH: nothing is posted.',
+    '--report is /no/where.svg, which cannot be written: ',
     '--path is "x"; it must be the path of a request, such as /health.',
     '--workers is "0"; it must be ',
     'No entry was given; say which file to run, as in "usr2 drill server.js"',
