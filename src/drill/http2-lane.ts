@@ -14,6 +14,16 @@ import type { Watched } from './world.ts'
 
 const { NGHTTP2_NO_ERROR, NGHTTP2_REFUSED_STREAM } = http2.constants
 
+/** Not for HTTP/2 (RFC 9113, 8.2.2): a request with one of these is malformed. */
+const OF_CONNECTIONS: ReadonlySet<string> = new Set([
+  'connection',
+  'keep-alive',
+  'proxy-connection',
+  'te',
+  'transfer-encoding',
+  'upgrade',
+])
+
 /** A session, and what its streams must know of it to tell what became of them. */
 class Session implements Watched {
   readonly openedAt = performance.now()
@@ -55,13 +65,13 @@ class Session implements Watched {
     const headers: Record<string, string> = {
       ':method': 'GET',
       ':path': plan.path,
-      ':authority': 'localhost',
     }
     if (plan.target.tls) headers[':scheme'] = 'https'
     for (const line of plan.headers) {
       const name = line.slice(0, line.indexOf(':')).toLowerCase()
-      // Connection's own headers are not for HTTP/2 (8.2.2).
-      if (name !== 'host' && name !== 'connection') headers[name] = line.slice(line.indexOf(':') + 1).trim()
+      const value = line.slice(line.indexOf(':') + 1).trim()
+      if (name === 'host') headers[':authority'] = value
+      else if (!OF_CONNECTIONS.has(name)) headers[name] = value
     }
     const stream = this.#session.request(headers, { endStream: true })
     this.#streams++

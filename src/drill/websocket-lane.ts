@@ -148,25 +148,13 @@ export class WebSocketLane implements Driver, Watched {
     world.live.add(this)
     const { socket, stands } = connectTo(plan.target)
     this.#socket = socket
-    const current = (then: () => void) => () => {
-      if (this.#socket === socket) then()
-    }
-    socket.once(
-      stands,
-      current(() => this.#shake()),
-    )
-    socket.on('data', (bytes: Buffer) => current(() => this.#read(bytes))())
-    socket.once(
-      'end',
-      current(() => this.#ended('FIN')),
-    )
-    socket.on('error', (error: NodeJS.ErrnoException) =>
-      current(() => this.#ended(error.code ?? error.message))(),
-    )
-    socket.once(
-      'close',
-      current(() => this.#ended('the end of the connection')),
-    )
+    // What still comes of a connection that is history is of no interest.
+    const mine = () => this.#socket === socket
+    socket.once(stands, () => mine() && this.#shake())
+    socket.on('data', (bytes: Buffer) => mine() && this.#read(bytes))
+    socket.once('end', () => mine() && this.#ended('FIN'))
+    socket.on('error', (error: NodeJS.ErrnoException) => mine() && this.#ended(error.code ?? error.message))
+    socket.once('close', () => mine() && this.#ended('the end of the connection'))
   }
 
   #shake(): void {
@@ -216,12 +204,13 @@ export class WebSocketLane implements Driver, Watched {
   /** Pings are due at an even rate, whatever became of those before. */
   #pingAt(dueAt: number): void {
     this.#after(dueAt - performance.now(), () => {
-      if (this.#state !== 'open' || !this.#owner.load.take(1)) return
+      if (this.#state !== 'open') return
+      if (!this.#owner.load.take(1)) return this.wind()
       const payload = Buffer.alloc(4)
       payload.writeUInt32BE(++this.#pinged)
       this.#pings.set(this.#pinged, dueAt)
       this.#socket?.write(clientFrame(OPCODE.ping, payload))
-      this.#pingAt(dueAt + this.#owner.plan.pingMs)
+      if (!this.#owner.once) this.#pingAt(dueAt + this.#owner.plan.pingMs)
     })
   }
 
