@@ -41,7 +41,7 @@ const TRAFFIC: Record<Exclude<Profile, 'everything'>, readonly Traffic[]> = { mi
 const EVERYTHING_FLAGS = ['--drain-timeout', '5s']
 const EVERYTHING_APP = fileURLToPath(new URL('everything.cjs', import.meta.url))
 
-/** Every kind of client at once, about 900 requests a second, against everything.cjs. */
+/** Every kind of client at once, about 1,400 requests a second, against everything.cjs. */
 function everything({ h2c, tls }: Ports): readonly Traffic[] {
   const overTls = { port: tls, tls: true }
   return [
