@@ -79,7 +79,12 @@ export const RELOAD: Command = {
 export const STATUS: Command = {
   name: 'status',
   summary: 'show generations, workers and listeners of a master',
-  options: [CONTROL, NAMED, JSON_OUT],
+  options: [
+    CONTROL,
+    NAMED,
+    { flag: '--drain', means: 'what old workers did with their connections, and what still holds them' },
+    JSON_OUT,
+  ],
   notes: ['Exit status: 0 every slot is ready; 1 degraded; 2 bad usage; 3 no master answers.'],
 }
 

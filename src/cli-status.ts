@@ -1,5 +1,6 @@
 /** What the master says, as text for people: plain ASCII columns, nothing that a terminal would obey. Pure. */
 import type { GenerationStatus, Status, Verdict, WorkerStatus } from './master/face.ts'
+import { ledgerText } from './master/ledger.ts'
 
 /** `800 ms`, `2.1 s`, `42 s`, `37 min`, `5 h 12 min`, `3 d 4 h`. */
 export function formatDuration(ms: number): string {
@@ -98,9 +99,64 @@ function workerRow(worker: WorkerStatus): string[] {
     String(worker.connections),
     String(worker.active),
     String(worker.requests),
-    String(worker.cut),
+    String(worker.ledger.connections.cut),
     worker.waitsFor === null ? '-' : inOneLine(worker.waitsFor),
   ]
+}
+
+/** After that long without a word from a worker that speaks every second, its event loop is blocked. */
+const SILENT_MS = 5_000
+
+/** `usr2 status --drain`. */
+export function renderDrains(status: Status): string {
+  const leaving = status.generations
+    .flatMap(({ workers }) => workers)
+    .filter(({ phase }) => phase !== 'booting' && phase !== 'ready')
+  if (leaving.length === 0) return `${inOneLine(status.name)}: no worker is leaving\n`
+  return `${leaving.flatMap(drainOf).join('\n')}\n`
+}
+
+function drainOf(worker: WorkerStatus): string[] {
+  const { generation, slot, pid, phase, waitsFor, ledger, holding } = worker
+  const waits = waitsFor === null ? '' : `, waits ${inOneLine(waitsFor)}`
+  const lines = [
+    `generation ${generation}, slot ${slot}, pid ${pid ?? '-'}: ${phase}${waits}`,
+    `  ${inOneLine(ledgerText(ledger))}`,
+  ]
+  if (holding === null) return lines
+  const { oldest, kinds, resources, saidMsAgo } = holding
+  const ago = formatDuration(saidMsAgo)
+  if (saidMsAgo > SILENT_MS) lines.push(`  has not said a word for ${ago}: its event loop is blocked`)
+  const tally = (counts: Readonly<Record<string, number>>): string =>
+    Object.entries(counts)
+      .map(([name, count]) => `${count} ${inOneLine(name)}`)
+      .join(', ')
+  if (oldest.length === 0) {
+    const alive = tally(resources)
+    lines.push(
+      `  no connection holds it; the app's own: ${alive === '' ? 'nothing that it waits for' : alive}`,
+    )
+    return lines
+  }
+  const all = Object.values(kinds).reduce((sum, count) => sum + count, 0)
+  lines.push(`  held ${ago} ago by ${all}: ${tally(kinds)}; the oldest:`)
+  const rows = oldest.map(({ what, method, path, ageMs, bytesRead, bytesWritten, peer }) => [
+    `    ${what}`,
+    path === undefined ? '-' : inOneLine(`${method} ${path}`),
+    formatDuration(ageMs),
+    String(bytesRead),
+    String(bytesWritten),
+    inOneLine(peer),
+  ])
+  const columns = [
+    ['    WHAT', 'left'],
+    ['REQUEST', 'left'],
+    ['AGE', 'right'],
+    ['BYTES IN', 'right'],
+    ['BYTES OUT', 'right'],
+    ['PEER', 'left'],
+  ] as const
+  return [...lines, ...table(columns, rows)]
 }
 
 /**

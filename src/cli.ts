@@ -23,7 +23,14 @@ import {
   type Arguments,
   type Command,
 } from './cli-args.ts'
-import { formatDuration, printable, renderMasters, renderStatus, renderVerdict } from './cli-status.ts'
+import {
+  formatDuration,
+  printable,
+  renderDrains,
+  renderMasters,
+  renderStatus,
+  renderVerdict,
+} from './cli-status.ts'
 import {
   controlCandidates,
   controlDirectories,
@@ -198,7 +205,7 @@ async function status({ args, json }: Client): Promise<number> {
     throw error
   }
   if (json) say(JSON.stringify(answer))
-  else process.stdout.write(renderStatus(answer))
+  else process.stdout.write(args.has('--drain') ? renderDrains(answer) : renderStatus(answer))
   return answer.state !== 'stopping' && answer.ready >= answer.slots ? OK : FAILED
 }
 

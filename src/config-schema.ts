@@ -108,6 +108,11 @@ export const schema = v.strictObject({
   drainTimeout: time('30s', 'an old worker finishes its requests within this'),
   shutdownTimeout: time('10s', "then the app's own shutdown ends within this"),
   killTimeout: time('5s', 'then SIGKILL follows after this'),
+  websocketDrain: documented(v.optional(v.picklist(['close', 'wait', 'ignore']), 'close'), {
+    means: 'WebSockets at a drain: close (1001), wait or ignore',
+    right: 'close, wait or ignore',
+    value: 'HOW',
+  }),
   minUptime: time('30s', 'a worker ready for this long has its deaths forgotten'),
   maxRestarts: count(8, 0, 'deaths in a row, of every slot, before usr2 gives up'),
   maxDraining: count(2, 1, 'old generations that may drain at once'),

@@ -34,6 +34,7 @@ export interface Config {
   readonly drainTimeoutMs: number
   readonly shutdownTimeoutMs: number
   readonly killTimeoutMs: number
+  readonly websocketDrain: 'close' | 'wait' | 'ignore'
   readonly minUptimeMs: number
   readonly maxRestarts: number
   readonly maxDraining: number

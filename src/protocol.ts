@@ -46,6 +46,12 @@ export interface KnownListener {
   readonly bound: WireBound | null
 }
 
+/**
+ * What becomes of upgraded sockets at a drain. `close`: each is closed by its protocol, spread over the drain. `wait`: for
+ * their clients to leave, until the deadline. `ignore`: the drain does not wait for them; they are closed at its end.
+ */
+export type WebsocketDrain = 'close' | 'wait' | 'ignore'
+
 /** What a worker is told before its first line runs. */
 export interface GuestConfig {
   readonly version: number
@@ -54,6 +60,7 @@ export interface GuestConfig {
   readonly ready: 'listen' | 'message'
   readonly known: readonly KnownListener[]
   readonly times: WorkerTimes
+  readonly websocketDrain: WebsocketDrain
   /** The user's own `$PWD`, not resolved: `./app.sock` is one listener across releases. */
   readonly pwd: string
 }
@@ -65,28 +72,93 @@ export interface WireError {
   readonly syscall: string
 }
 
-/** How the connections and requests of a worker stand. */
+/**
+ * How a connection of a draining worker ended, each in exactly one way. Those that ended before the drain are only
+ * counted ({@link Counts.earlier}).
+ */
+export const ENDINGS = [
+  /** The client closed it. */
+  'client',
+  /** After its last response, which said `Connection: close`. */
+  'response',
+  /** Idle, when the time that its client was promised was over. */
+  'idle',
+  /** An HTTP/2 session, by GOAWAY. */
+  'goaway',
+  /** A WebSocket, by a close frame with status 1001. */
+  'websocket',
+  /** Another upgraded socket, by FIN; or the app itself closed it. */
+  'other',
+  /** By a deadline, with work in flight or before its promise was over. */
+  'cut',
+  /** By a reset of the peer. */
+  'reset',
+] as const
+export type Ending = (typeof ENDINGS)[number]
+
+/** What became of a request. */
+export const OUTCOMES = [
+  /** Its response was written whole before the drain began. */
+  'before',
+  /** The same, during the drain. */
+  'during',
+  /** A deadline ended its connection. */
+  'cut',
+  /** Its connection or stream ended first, and not by us: its client left, or the app destroyed it. */
+  'aborted',
+] as const
+export type Outcome = (typeof OUTCOMES)[number]
+
+/**
+ * How the connections and requests of a worker stand, since it started. The sums agree:
+ * `accepted = earlier + endings + open`, `requests = outcomes + active`.
+ */
 export interface Counts {
-  /** Connections accepted since the worker started. */
   readonly accepted: number
+  /** Connections that had ended when the drain began; while serving: that have ended. */
+  readonly earlier: number
+  readonly endings: Readonly<Record<Ending, number>>
   /** Connections open now. */
   readonly open: number
-  /** Requests begun since the worker started. */
   readonly requests: number
+  readonly outcomes: Readonly<Record<Outcome, number>>
   /** Requests in flight now. */
   readonly active: number
-  /** Connections ended by a deadline with work in flight, or before the promise made to their client ended. */
-  readonly cut: number
 }
 
-/** One connection that a deadline ended, or that holds a drain open. */
+/** What a connection is, as far as it holds a drain. An `event-stream` is a response of server-sent events. */
+export const HELD_KINDS = ['request', 'event-stream', 'websocket', 'upgraded', 'idle', 'raw'] as const
+export type HeldKind = (typeof HELD_KINDS)[number]
+
+/** One request or connection that holds a drain open, or that a deadline ended. */
 export interface Held {
-  readonly what: 'request' | 'idle' | 'raw' | 'upgraded'
+  readonly what: HeldKind
   readonly method?: string
   /** Without its query. */
   readonly path?: string
   readonly ageMs: number
+  /** Of the connection. */
+  readonly bytesRead: number
+  readonly bytesWritten: number
   readonly peer: string
+}
+
+/** What a worker waits for that does not leave. */
+export interface Holding {
+  /** The oldest first, requests before idle connections; at most {@link MAX_HOLDING}. */
+  readonly oldest: readonly Held[]
+  /** All of them, by kind. */
+  readonly kinds: Readonly<Partial<Record<HeldKind, number>>>
+  /** What keeps the event loop alive, by kind (`process.getActiveResourcesInfo()`). */
+  readonly resources: Readonly<Record<string, number>>
+}
+export const MAX_HOLDING = 10
+
+/** A request that was completed during a drain. */
+export interface Slowest {
+  readonly method: string
+  readonly path: string
+  readonly tookMs: number
 }
 
 export interface Failure {
@@ -115,7 +187,14 @@ export type FromWorker =
   | { readonly t: 'draining'; readonly timeoutMs: number }
   | { readonly t: 'counts'; readonly counts: Counts }
   /** No connection is left, or the deadline cut the rest; the app's own shutdown begins. */
-  | { readonly t: 'drained'; readonly counts: Counts; readonly cut: readonly Held[] }
+  | {
+      readonly t: 'drained'
+      readonly counts: Counts
+      readonly cut: readonly Held[]
+      readonly slowest: Slowest | null
+    }
+  /** The drain, or the app's own shutdown, takes more than a moment. */
+  | { readonly t: 'holding'; readonly holding: Holding }
   /** The app ends the process in the midst of its drain. */
   | { readonly t: 'died'; readonly counts: Counts; readonly lost: readonly Held[] }
   | { readonly t: 'failed'; readonly failure: Failure }
@@ -183,27 +262,48 @@ function isWireAddress(x: unknown): x is WireAddress {
   )
 }
 
+const areCounts = (x: unknown, names: readonly string[]): boolean =>
+  isRecord(x) && names.every((name) => isCount(x[name]))
+
 function isCounts(x: unknown): x is Counts {
   return (
+    areCounts(x, ['accepted', 'earlier', 'open', 'requests', 'active']) &&
     isRecord(x) &&
-    isCount(x.accepted) &&
-    isCount(x.open) &&
-    isCount(x.requests) &&
-    isCount(x.active) &&
-    isCount(x.cut)
+    areCounts(x.endings, ENDINGS) &&
+    areCounts(x.outcomes, OUTCOMES)
   )
 }
 
 function isHeld(x: unknown): x is Held {
   return (
     isRecord(x) &&
-    (x.what === 'request' || x.what === 'idle' || x.what === 'raw' || x.what === 'upgraded') &&
+    (HELD_KINDS as readonly unknown[]).includes(x.what) &&
     optional(x.method, (m) => isText(m, 64)) &&
     optional(x.path, (p) => isText(p, 4096)) &&
-    isCount(x.ageMs) &&
+    areCounts(x, ['ageMs', 'bytesRead', 'bytesWritten']) &&
     isText(x.peer, 256)
   )
 }
+
+/** A few names with a count each: what a worker lists of itself must not fill the master. */
+const isTally = (x: unknown): boolean =>
+  isRecord(x) &&
+  Object.keys(x).length <= 64 &&
+  Object.entries(x).every(([name, count]) => isText(name, 64) && isCount(count))
+
+function isHolding(x: unknown): x is Holding {
+  return (
+    isRecord(x) &&
+    Array.isArray(x.oldest) &&
+    x.oldest.length <= MAX_HOLDING &&
+    x.oldest.every(isHeld) &&
+    isTally(x.kinds) &&
+    isTally(x.resources)
+  )
+}
+
+const isSlowest = (x: unknown): x is Slowest =>
+  isRecord(x) && isText(x.method, 64) && isText(x.path, 4096) && isCount(x.tookMs)
 
 const isHeldList = (x: unknown): boolean => Array.isArray(x) && x.length <= 1000 && x.every(isHeld)
 
@@ -219,7 +319,8 @@ const guards: { readonly [T in FromWorker['t']]: (m: Record<string, unknown>) =>
   ready: () => true,
   draining: (m) => isCount(m.timeoutMs),
   counts: (m) => isCounts(m.counts),
-  drained: (m) => isCounts(m.counts) && isHeldList(m.cut),
+  drained: (m) => isCounts(m.counts) && isHeldList(m.cut) && (m.slowest === null || isSlowest(m.slowest)),
+  holding: (m) => isHolding(m.holding),
   died: (m) => isCounts(m.counts) && isHeldList(m.lost),
   failed: (m) =>
     isRecord(m.failure) &&

@@ -13,9 +13,17 @@ import {
   STATUS as STATUS_COMMAND,
   unknownCommand,
 } from '../src/cli-args.ts'
-import { formatDuration, printable, renderMasters, renderStatus, renderVerdict } from '../src/cli-status.ts'
+import {
+  formatDuration,
+  printable,
+  renderDrains,
+  renderMasters,
+  renderStatus,
+  renderVerdict,
+} from '../src/cli-status.ts'
 import { openControl } from '../src/master/control.ts'
-import type { Status } from '../src/master/face.ts'
+import type { Status, WorkerStatus } from '../src/master/face.ts'
+import { ledgerOf, NO_COUNTS } from '../src/master/ledger.ts'
 import { DRAINED, FakeFace, progress, PROMOTED, ROLLED_BACK, STATUS } from './helpers/fake-face.ts'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -36,6 +44,13 @@ async function master(t: Tap, path = join(scratch(t), 'c.sock'), status: Status 
   t.teardown(() => control.close())
   return { face, path, control }
 }
+
+const withCuts = (cut: number) =>
+  ledgerOf(
+    { ...NO_COUNTS, accepted: 20 + cut, earlier: 20, endings: { ...NO_COUNTS.endings, cut } },
+    null,
+    'here',
+  )
 
 interface Ended {
   readonly code: number | null
@@ -109,6 +124,39 @@ listeners:
     )
   })
 
+  t.test('--drain: what holds the workers that leave', async (t) => {
+    const [current] = STATUS.generations
+    const worker = current?.workers[0]
+    if (current === undefined || worker === undefined) throw new Error('no worker')
+    t.equal(renderDrains(STATUS), 'shop: no worker is leaving\n')
+    const draining = (holding: WorkerStatus['holding']): string => {
+      const old = { ...worker, phase: 'draining' as const, waitsFor: 'for 2 connections', holding }
+      return renderDrains({ ...STATUS, generations: [{ ...current, role: 'old', workers: [old] }] })
+    }
+    const common = { bytesRead: 80, bytesWritten: 9000, peer: '127.0.0.1:5' }
+    const text = draining({
+      oldest: [
+        { what: 'request', method: 'GET', path: '/export\u001b', ageMs: 12_000, ...common },
+        { what: 'websocket', ageMs: 90_000, ...common },
+      ],
+      kinds: { request: 1, websocket: 1 },
+      resources: { TCPSocketWrap: 2 },
+      saidMsAgo: 300,
+    })
+    t.match(text, 'generation 8, slot 0, pid 4243: draining, waits for 2 connections\n  13 connections: ')
+    t.match(text, 'held 300 ms ago by 2: 1 request, 1 websocket; the oldest:\n')
+    t.match(text, /request +GET \/export\\x1b +12 s +80 +9000 +127\.0\.0\.1:5\n/)
+    t.match(text, /websocket +- +90 s /)
+    t.match(
+      draining({ oldest: [], kinds: {}, resources: { Timeout: 2 }, saidMsAgo: 100 }),
+      "no connection holds it; the app's own: 2 Timeout\n",
+    )
+    t.match(
+      draining({ oldest: [], kinds: {}, resources: {}, saidMsAgo: 9000 }),
+      'has not said a word for 9.0 s: its event loop is blocked\n',
+    )
+  })
+
   t.test('one with all that can be', async (t) => {
     const [current] = STATUS.generations
     if (current === undefined) throw new Error('no generation')
@@ -125,7 +173,12 @@ listeners:
           id: 7,
           role: 'old',
           workers: [
-            { ...worker, phase: 'terminating', cut: 3, waitsFor: 'its SIGTERM listeners\n\u001b[31m' },
+            {
+              ...worker,
+              phase: 'terminating',
+              ledger: withCuts(3),
+              waitsFor: 'its SIGTERM listeners\n\u001b[31m',
+            },
           ],
         },
         current,

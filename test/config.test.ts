@@ -40,6 +40,7 @@ void t.test('an entry alone is enough: defaults', async (t) => {
     drainTimeoutMs: 30_000,
     shutdownTimeoutMs: 10_000,
     killTimeoutMs: 5_000,
+    websocketDrain: 'close',
     minUptimeMs: 30_000,
     maxRestarts: 8,
     maxDraining: 2,

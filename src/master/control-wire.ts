@@ -8,7 +8,10 @@
 import * as v from 'valibot'
 
 import { isListenerKey } from '../address.ts'
+import { ENDINGS, HELD_KINDS, OUTCOMES } from '../protocol.ts'
+import type { Held } from '../protocol.ts'
 import type { Drained, Progress, ReloadRequest, Status, Verdict, WorkerStatus } from './face.ts'
+import type { Ledger } from './ledger.ts'
 
 /** Raised when a line changes its meaning; the client refuses a master that says another one. */
 export const CONTROL_VERSION = 1
@@ -156,11 +159,28 @@ const verdict: v.GenericSchema<unknown, Verdict> = v.object({
   text,
 })
 
+const counts = <Name extends string>(names: readonly Name[]) =>
+  v.object(Object.fromEntries(names.map((name) => [name, count])) as Record<Name, typeof count>)
+
+const ledger: v.GenericSchema<unknown, Ledger> = v.object({
+  connections: counts(['accepted', 'earlier', ...ENDINGS, 'crashed', 'open']),
+  requests: counts(['begun', ...OUTCOMES, 'crashed', 'active']),
+  slowest: v.nullable(v.object({ method: text, path: text, tookMs: count })),
+})
+
+const held: v.GenericSchema<unknown, Held> = v.object({
+  what: v.picklist(HELD_KINDS),
+  method: v.exactOptional(text),
+  path: v.exactOptional(text),
+  ageMs: count,
+  bytesRead: count,
+  bytesWritten: count,
+  peer: text,
+})
+
 const drained: v.GenericSchema<unknown, Drained> = v.object({
   generation: count,
-  accepted: count,
-  requests: count,
-  cut: count,
+  ledger,
   tookMs: count,
   text,
 })
@@ -175,7 +195,15 @@ const worker: v.GenericSchema<unknown, WorkerStatus> = v.object({
   connections: count,
   requests: count,
   active: count,
-  cut: count,
+  ledger,
+  holding: v.nullable(
+    v.object({
+      oldest: v.array(held),
+      kinds: v.record(text, count),
+      resources: v.record(text, count),
+      saidMsAgo: count,
+    }),
+  ),
   waitsFor: v.nullable(text),
 })
 

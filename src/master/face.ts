@@ -3,6 +3,9 @@
  * implements them, `control.ts` carries them over the socket, `cli.ts` prints them.
  */
 
+import type { Holding } from '../protocol.ts'
+import type { Ledger } from './ledger.ts'
+
 export type Wait = 'promoted' | 'drained'
 
 export interface ReloadRequest {
@@ -37,9 +40,7 @@ export interface Verdict {
 /** After `--wait drained`: how the old generation ended. */
 export interface Drained {
   readonly generation: number
-  readonly accepted: number
-  readonly requests: number
-  readonly cut: number
+  readonly ledger: Ledger
   readonly tookMs: number
   readonly text: string
 }
@@ -55,8 +56,9 @@ export interface WorkerStatus {
   readonly connections: number
   readonly requests: number
   readonly active: number
-  /** Connections cut by a deadline. */
-  readonly cut: number
+  readonly ledger: Ledger
+  /** While it leaves: what it waits for, as it last said, and how long ago that was. */
+  readonly holding: (Holding & { readonly saidMsAgo: number }) | null
   /** What this worker waits for, as a phrase, or null. */
   readonly waitsFor: string | null
 }

@@ -5,9 +5,9 @@
 import { createRequire } from 'node:module'
 import pino from 'pino'
 import type { Logger } from 'pino'
-import type { Held } from '../protocol.ts'
 import type { Verdict as Decision } from '../rollout/state.ts'
 import type { Pinned } from './generation.ts'
+import { seconds } from './words.ts'
 
 export type { Logger }
 
@@ -37,12 +37,6 @@ export async function createLogger(level: string, name: string): Promise<Logger>
   )
 }
 
-export function seconds(ms: number): string {
-  return ms < 1_000 ? `${Math.round(ms)} ms` : `${(ms / 1_000).toFixed(1)} s`
-}
-
-export const plural = (count: number, what: string): string => `${count} ${what}${count === 1 ? '' : 's'}`
-
 /** `/srv/releases/41 -> /srv/releases/42`, and the versions where they differ. */
 function change(from: Pinned | undefined, to: Pinned | undefined): string {
   if (!from || !to) return ''
@@ -66,13 +60,6 @@ export function verdictText(decision: Decision, pinned: ReadonlyMap<number, Pinn
     case 'overtaken':
       return `the reload was ended after ${took}: ${reasons.join('; ')}`
   }
-}
-
-/** `GET /export, 12.4 s, 127.0.0.1:51234`. */
-export function heldText({ what, method, path, ageMs, peer }: Held): string {
-  const name =
-    what === 'request' ? `${method} ${path}` : what === 'idle' ? 'idle connection' : `${what} connection`
-  return `${name}, ${seconds(ageMs)}, ${peer}`
 }
 
 /** Our own version, as it was when this program was built. */

@@ -26,12 +26,15 @@ import type { Asker, Drained, Face, Progress, Status, Verdict, Wait, WorkerStatu
 import { hasChanged, stopBudgetMs } from './generation.ts'
 import type { Pinned, PinResult } from './generation.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
+import { ledgerText, sumOf } from './ledger.ts'
+import type { Ledger } from './ledger.ts'
 import { Listeners } from './listeners.ts'
-import { heldText, ownVersion, plural, seconds, verdictText } from './report.ts'
+import { ownVersion, verdictText } from './report.ts'
 import type { Logger } from './report.ts'
 import type { Notifier } from './systemd.ts'
-import { NO_COUNTS, WorkerHandle } from './worker-handle.ts'
+import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
+import { heldText, plural, seconds } from './words.ts'
 
 /** A timer that fires this late means that the machine slept: a paused VM, a stopped process. */
 const OVERSLEPT_MS = 2_000
@@ -69,12 +72,6 @@ interface Withdrawal {
   readonly timer: NodeJS.Timeout
 }
 
-interface Ended {
-  accepted: number
-  requests: number
-  cut: number
-}
-
 export class Supervisor implements Face {
   private state: State = initialState
   private readonly facts: Event[] = []
@@ -90,7 +87,7 @@ export class Supervisor implements Face {
   private readonly waitingForDrain = new Map<GenerationId, { asker: Asker; since: number }[]>()
   private readonly withdrawals = new Set<Withdrawal>()
   /** What the ended workers of a generation had done. */
-  private readonly ended = new Map<GenerationId, Ended>()
+  private readonly ended = new Map<GenerationId, Ledger>()
   private readonly stopped: (() => void)[] = []
   private lastAsk = 0
   private lastVerdict: Verdict | null = null
@@ -286,9 +283,10 @@ export class Supervisor implements Face {
           timeoutMs: Math.min(message.timeoutMs, MAX_DRAIN_MS),
         })
       case 'drained':
-        if (message.counts.cut > 0) this.reportCuts(handle, message)
+        if (message.counts.endings.cut > 0) this.reportCuts(handle, message)
         return this.dispatch({ e: 'worker-drained', worker })
       case 'counts':
+      case 'holding':
         return this.extendWhileStopping()
       case 'signalled':
         this.log.info(
@@ -317,37 +315,37 @@ export class Supervisor implements Face {
   }
 
   private reportCuts(handle: WorkerHandle, { counts, cut }: Extract<FromWorker, { t: 'drained' }>): void {
+    const connections = counts.endings.cut
+    const requests = counts.outcomes.cut
     this.log.warn(
-      { ...handle.facts, event: 'cut', cut: counts.cut, connections: cut.slice(0, MAX_NAMED_CUTS) },
-      `cut ${plural(counts.cut, 'connection')} at the drain deadline: ${namedCuts(cut, counts.cut)}`,
+      { ...handle.facts, event: 'cut', cut: connections, requests, held: cut.slice(0, MAX_NAMED_CUTS) },
+      `cut ${plural(connections, 'connection')} with ${plural(requests, 'request')} at the drain deadline: ` +
+        namedCuts(cut, connections),
     )
   }
 
   /**
-   * A worker that ends before its drain is over takes what it held with it. Gives how much of that it could not count
-   * itself: killed, it has no last words, and what it said last is at most a second old.
+   * A worker that ends before its drain is over takes what it held with it. Killed, it has no last words, and what it
+   * said last is at most a second old.
    */
-  private reportDeathInDrain(handle: WorkerHandle, reason: string): number {
-    const { lost, counts, facts } = handle
-    if (this.state.workers.get(handle.id)?.phase.k !== 'draining') return 0
-    const cut = lost ? counts.cut : counts.active
-    const held = lost
-      ? namedCuts(lost, cut)
-      : `${plural(counts.open, 'connection')}, ${plural(counts.active, 'request')} in flight when it last said so`
-    const text = `${reason}, in the midst of its drain; cut ${plural(cut, 'connection')}${held ? `: ${held}` : ''}`
-    this.log.error({ ...facts, event: 'died-draining', cut, connections: lost ?? [], reason }, text)
-    return lost ? 0 : cut
+  private reportDeathInDrain(handle: WorkerHandle, reason: string): void {
+    if (this.state.workers.get(handle.id)?.phase.k !== 'draining') return
+    const { lost, facts } = handle
+    const { connections, requests } = handle.ledger
+    const named = lost ? `: ${namedCuts(lost, connections.crashed)}` : ' when it last said so'
+    const text =
+      `${reason}, in the midst of its drain; with it ended ${plural(connections.crashed, 'connection')}, ` +
+      `${plural(requests.crashed, 'request')} in flight${connections.crashed > 0 ? named : ''}`
+    const crashed = { connections: connections.crashed, requests: requests.crashed }
+    this.log.error({ ...facts, event: 'died-draining', crashed, held: lost ?? [], reason }, text)
   }
 
   private onExit(handle: WorkerHandle, { reason, stillborn }: WorkerExit): void {
     this.handles.delete(handle.id)
     this.listeners.forget(handle)
     this.onWithdrawn(handle.id)
-    const cut = handle.counts.cut + this.reportDeathInDrain(handle, reason)
-    const { accepted, requests } = handle.counts
-    const sum = this.ended.get(handle.generation) ?? { accepted: 0, requests: 0, cut: 0 }
-    const total = { accepted: sum.accepted + accepted, requests: sum.requests + requests, cut: sum.cut + cut }
-    this.ended.set(handle.generation, total)
+    this.reportDeathInDrain(handle, reason)
+    this.ended.set(handle.generation, sumOf([this.ended.get(handle.generation), handle.ledger]))
     this.log.debug({ ...handle.facts, event: 'worker-exited' }, reason)
     this.endLeftovers(handle)
     this.extendWhileStopping()
@@ -379,16 +377,13 @@ export class Supervisor implements Face {
   }
 
   private unpin(generation: GenerationId): void {
-    const total = this.ended.get(generation) ?? { accepted: 0, requests: 0, cut: 0 }
+    const ledger = sumOf([this.ended.get(generation)])
     this.pinned.delete(generation)
     this.ended.delete(generation)
-    const { accepted, requests, cut } = total
-    const text =
-      `generation ${generation} has ended: ${plural(accepted, 'connection')}, ` +
-      `${plural(requests, 'request')}, ${cut} cut`
-    this.log.info({ event: 'drained', generation, ...total }, text)
+    const text = `generation ${generation} has ended: ${ledgerText(ledger)}`
+    this.log.info({ event: 'drained', generation, ledger }, text)
     for (const { asker, since } of this.waitingForDrain.get(generation) ?? []) {
-      const drained: Drained = { generation, ...total, tookMs: performance.now() - since, text }
+      const drained: Drained = { generation, ledger, tookMs: performance.now() - since, text }
       asker.drained(drained)
     }
     this.waitingForDrain.delete(generation)
@@ -660,7 +655,10 @@ export class Supervisor implements Face {
   private workerStatus(id: WorkerId, now: number): WorkerStatus {
     const worker = this.state.workers.get(id)
     const handle = this.handles.get(id)
-    const { open, requests, active, cut } = handle?.counts ?? NO_COUNTS
+    const ledger = handle?.ledger ?? sumOf([])
+    const { open } = ledger.connections
+    const { begun, active } = ledger.requests
+    const holding = handle?.holding
     const { phase } = worker ?? { phase: { k: 'killed' as const } }
     const opens = [...(worker?.claims ?? [])].flatMap(([key, grant]) => (grant.k === 'open' ? [key] : []))
     const leftMs = 'by' in phase ? Math.max(0, phase.by.timerAt - now) : 0
@@ -680,9 +678,10 @@ export class Supervisor implements Face {
       uptimeMs: handle ? now - handle.startedAt : 0,
       open: opens,
       connections: open,
-      requests,
+      requests: begun,
       active,
-      cut,
+      ledger,
+      holding: holding ? { ...holding.said, saidMsAgo: Math.round(now - holding.at) } : null,
       waitsFor: waits[phase.k],
     }
   }

@@ -7,9 +7,21 @@ import type { ChildProcess } from 'node:child_process'
 import type { EventEmitter } from 'node:events'
 import { existsSync } from 'node:fs'
 import { CMD, GUEST_ENV, PROTOCOL_VERSION, fromWorker } from '../protocol.ts'
-import type { Counts, Failure, FromWorker, GuestConfig, Held, KnownListener, ToWorker } from '../protocol.ts'
+import type {
+  Counts,
+  Failure,
+  FromWorker,
+  GuestConfig,
+  Held,
+  Holding,
+  KnownListener,
+  Slowest,
+  ToWorker,
+} from '../protocol.ts'
 import type { GenerationId, SlotIndex, WorkerId } from '../rollout/state.ts'
 import type { Pinned } from './generation.ts'
+import { NO_COUNTS, ledgerOf } from './ledger.ts'
+import type { Ledger } from './ledger.ts'
 
 /** After its exit a worker's last messages may still be in the channel. */
 const LAST_WORDS_MS = 500
@@ -35,8 +47,6 @@ export interface WorkerExit {
   readonly stillborn: boolean
 }
 
-export const NO_COUNTS: Counts = { accepted: 0, open: 0, requests: 0, active: 0, cut: 0 }
-
 export class WorkerHandle {
   readonly id: WorkerId
   readonly generation: GenerationId
@@ -46,7 +56,11 @@ export class WorkerHandle {
   counts: Counts = NO_COUNTS
   /** What it held when its app ended it in the midst of its drain; null where it had no time to say so. */
   lost: readonly Held[] | null = null
+  /** What it waits for as it leaves, and when it said so. */
+  holding: { readonly said: Holding; readonly at: number } | null = null
   alive = true
+  private slowest: Slowest | null = null
+  private saidDrained = false
   saidHello = false
   private saidDraining = false
   private readonly parts: WorkerParts
@@ -97,6 +111,12 @@ export class WorkerHandle {
     return { generation: this.generation, slot: this.slot, pid: this.pid, version: this.parts.pinned.version }
   }
 
+  /** How its connections and requests stand, or ended. */
+  get ledger(): Ledger {
+    const leave = this.alive ? 'here' : this.saidDrained ? 'left' : 'died'
+    return ledgerOf(this.counts, this.slowest, leave)
+  }
+
   send(message: ToWorker): void {
     // The callback takes the error of a child that has gone; its exit tells.
     if (this.child.connected) this.child.send({ cmd: CMD, ...message }, () => {})
@@ -114,6 +134,7 @@ export class WorkerHandle {
   private environment(): NodeJS.ProcessEnv {
     const { pinned, slot, generation, name, known } = this.parts
     const { drainTimeoutMs, shutdownTimeoutMs, ready, slots } = pinned.policy
+    const { websocketDrain } = pinned.config
     const guest: GuestConfig = {
       version: PROTOCOL_VERSION,
       generation,
@@ -121,6 +142,7 @@ export class WorkerHandle {
       ready,
       known,
       times: { drainTimeoutMs, shutdownTimeoutMs },
+      websocketDrain,
       pwd: pinned.pwd,
     }
     return {
@@ -145,8 +167,13 @@ export class WorkerHandle {
     if (message.t === 'hello') this.saidHello = true
     else if (message.t === 'failed') this.failure = message.failure
     else if (message.t === 'stderr') this.stderr = message.text
-    else if (message.t === 'counts' || message.t === 'drained') this.counts = message.counts
-    else if (message.t === 'died') {
+    else if (message.t === 'counts') this.counts = message.counts
+    else if (message.t === 'holding') this.holding = { said: message.holding, at: performance.now() }
+    else if (message.t === 'drained') {
+      this.counts = message.counts
+      this.slowest = message.slowest
+      this.saidDrained = true
+    } else if (message.t === 'died') {
       this.counts = message.counts
       this.lost = message.lost
     }

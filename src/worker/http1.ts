@@ -146,7 +146,7 @@ const replaced = (args: unknown[], at: number, value: unknown): unknown[] =>
  * `destroySoon` closes at once; with a byte unread the kernel then sends RST, and the client's kernel may throw
  * away the response that it had not read yet.
  */
-function lingerAtEnd(socket: Socket): void {
+export function lingerAtEnd(socket: Socket): void {
   if (Object.hasOwn(socket, 'destroySoon')) return
   socket.destroySoon = function (this: Socket): void {
     Reflect.deleteProperty(this, 'destroySoon')

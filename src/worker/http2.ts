@@ -9,7 +9,7 @@
 import type { IncomingHttpHeaders, ServerHttp2Session, ServerHttp2Stream } from 'node:http2'
 import type { Server, Socket } from 'node:net'
 import { connectionOf } from './ledger.ts'
-import type { Ledger } from './ledger.ts'
+import type { Connection, Ledger } from './ledger.ts'
 
 export interface Http2 {
   /** A server that may speak HTTP/2; others are not touched. */
@@ -26,6 +26,16 @@ type Http2Server = Server & {
 const isHttp2 = (server: Server): server is Http2Server =>
   server.constructor.name === 'Http2Server' || server.constructor.name === 'Http2SecureServer'
 
+/** `session.socket` is a proxy that throws once the session is gone: it is asked here and kept nowhere. */
+function connectionUnder(session: ServerHttp2Session | undefined): Connection | undefined {
+  if (!session || session.destroyed) return undefined
+  const connection = connectionOf(session.socket as Socket)
+  if (!connection) return undefined
+  connection.kind = 'http2'
+  connection.http = connection.socket
+  return connection
+}
+
 export function watchHttp2(ledger: Ledger): Http2 {
   const sessions = new Set<ServerHttp2Session>()
   let leaving = false
@@ -41,17 +51,17 @@ export function watchHttp2(ledger: Ledger): Http2 {
       server.on('session', (session) => {
         sessions.add(session)
         session.once('close', () => sessions.delete(session))
+        // Node tells of an h2c session before it tells of its connection.
+        process.nextTick(() => void connectionUnder(session))
         // Accepted before the drain, handshake finished after: its first streams are on their way already, and a
         // GOAWAY before the server's SETTINGS would be an error.
         if (leaving) session.once('remoteSettings', () => leave(session))
       })
       server.on('stream', (stream, headers) => {
-        const connection = stream.session && connectionOf(stream.session.socket as Socket)
+        const connection = connectionUnder(stream.session as ServerHttp2Session | undefined)
         if (!connection) return
-        connection.kind = 'http2'
         const request = { method: String(headers[':method'] ?? ''), url: String(headers[':path'] ?? '') }
-        const ended = ledger.streamBegan(connection, request)
-        stream.once('close', ended)
+        ledger.streamBegan(connection, stream, request)
       })
     },
     leaveAll() {

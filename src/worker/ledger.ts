@@ -1,11 +1,16 @@
 /**
  * Every connection of this worker and where its requests stand. Fed by diagnostics channels, which an app can
  * neither see nor remove (FACTS W7: below the noise at 100,000 requests a second).
+ *
+ * Until a drain begins connections are only counted. From then on each is settled exactly once, in the bucket that
+ * drain.ts names, so that the sums agree (see `Counts` in src/protocol.ts).
  */
 import diagnostics from 'node:diagnostics_channel'
 import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { ServerHttp2Stream } from 'node:http2'
 import type { Server, Socket } from 'node:net'
-import type { Counts, Held } from '../protocol.ts'
+import { ENDINGS } from '../protocol.ts'
+import type { Counts, Ending, Slowest } from '../protocol.ts'
 
 const CONNECTION = Symbol('usr2.connection')
 /** The number of a response on its connection, from 1. */
@@ -18,6 +23,13 @@ export type Kind = 'plain' | 'http2' | 'websocket' | 'upgraded'
 export interface RequestFacts {
   readonly method?: string | undefined
   readonly url?: string | undefined
+}
+
+/** A stream of an HTTP/2 session that carries a request. */
+export interface StreamInFlight {
+  readonly request: RequestFacts
+  readonly since: number
+  readonly stream: ServerHttp2Stream
 }
 
 export interface Connection {
@@ -34,17 +46,22 @@ export interface Connection {
   lastRequest: number
   /** Called when one more response was written whole. */
   onFinish: (() => void) | null
-  /** The newest request in flight. */
+  /** The newest request in flight over HTTP/1.1, and its response. */
   request: RequestFacts | undefined
+  response: ServerResponse | undefined
   requestSince: number
+  /** Over HTTP/2. */
+  streams: Set<StreamInFlight> | undefined
   /** When it was accepted or, in a drain, its last response was written. */
   quietSince: number
+  /** How it ends, once that is certain before its close. */
+  ending: Ending | null
   /** Its place among the open connections, or -1. */
   place: number
 }
 
 type Tagged = Socket & { [CONNECTION]?: Connection; _parent?: Tagged; server?: Server }
-type Numbered = ServerResponse & { [NUMBER]?: number }
+type Numbered = ServerResponse & { [NUMBER]?: number; readonly _last?: boolean }
 
 /**
  * The connections that are open, in no order.
@@ -87,22 +104,26 @@ export class Ledger {
   readonly open = new OpenConnections()
   /** Called with each new connection. */
   onOpen: ((connection: Connection) => void) | null = null
-  /** Called when a connection has closed. */
-  onClose: ((connection: Connection) => void) | null = null
+  /** Names the bucket of a connection that has closed. Asked in a drain only. */
+  endingOf: ((connection: Connection) => Ending) | null = null
+  /** Called when a connection was settled. */
+  onSettled: ((connection: Connection) => void) | null = null
+  /** The slowest request that was completed in the drain. */
+  slowest: Slowest | null = null
   private accepted = 0
   private requests = 0
-  private ended = 0
-  cut = 0
-  /** A drain has begun. Until then nobody asks how long a connection is idle, and a look at the clock costs 70 ns. */
-  leaving = false
+  private completed = 0
+  private aborted = 0
+  private requestsCut = 0
+  private readonly endings = Object.fromEntries(ENDINGS.map((name) => [name, 0])) as Record<Ending, number>
+  /** How it stood when the drain began. Until then nobody asks how long a connection is idle, and a look at the clock costs 70 ns. */
+  private drained: { readonly completed: number } | null = null
 
   constructor() {
     const ledger = this
     const onSocketClose = function (this: Tagged): void {
       const connection = this[CONNECTION]
-      if (!connection || !ledger.open.delete(connection)) return
-      ledger.ended += connection.started - connection.finished
-      ledger.onClose?.(connection)
+      if (connection) ledger.settle(connection, null)
     }
     diagnostics.subscribe('net.server.socket', (message) => {
       const { socket } = message as { socket: Tagged }
@@ -117,8 +138,11 @@ export class Ledger {
         lastRequest: 0,
         onFinish: null,
         request: undefined,
+        response: undefined,
         requestSince: 0,
+        streams: undefined,
         quietSince: 0,
+        ending: null,
         place: -1,
       }
       connection.quietSince = connection.since
@@ -139,36 +163,95 @@ export class Ledger {
       ledger.requests++
       response[NUMBER] = ++connection.started
       connection.request = request
+      connection.response = response
       connection.requestSince = performance.now()
     })
     diagnostics.subscribe('http.server.response.finish', (message) => {
-      const { socket } = message as { socket: Tagged }
+      const { request, response, socket } = message as {
+        request: IncomingMessage
+        response: Numbered
+        socket: Tagged
+      }
       const connection = connectionOf(socket)
-      if (!connection) return
-      ledger.ended++
+      if (!connection || connection.place < 0) return
+      ledger.completed++
+      connection.finished++
+      if (ledger.drained) {
+        ledger.noteTime(request, connection.requestSince)
+        connection.quietSince = performance.now()
+        // Its head had gone out before the drain, or its client asked for it: it is the last one all the same.
+        if (response._last === true && connection.lastRequest === 0)
+          connection.lastRequest = connection.finished
+      }
       // Nothing of a finished request is kept: an idle connection must not hold the app's objects.
-      if (++connection.finished >= connection.started) connection.request = undefined
-      if (ledger.leaving) connection.quietSince = performance.now()
+      if (connection.finished >= connection.started) connection.request = connection.response = undefined
       connection.onFinish?.()
     })
   }
 
-  /** A stream of an HTTP/2 session, which no diagnostics channel tells of on Node 20. Gives what to call at its end. */
-  streamBegan(connection: Connection, request: RequestFacts): () => void {
+  /** A stream of an HTTP/2 session, which no diagnostics channel tells of on Node 20. */
+  streamBegan(connection: Connection, stream: ServerHttp2Stream, request: RequestFacts): void {
     this.requests++
     connection.started++
-    connection.request = request
-    connection.requestSince = performance.now()
-    return () => {
-      this.ended++
-      if (++connection.finished >= connection.started) connection.request = undefined
-      connection.quietSince = performance.now()
+    const inFlight = { request, stream, since: performance.now() }
+    const streams = (connection.streams ??= new Set())
+    streams.add(inFlight)
+    stream.once('close', () => {
+      streams.delete(inFlight)
+      // Settled with its connection.
+      if (connection.place < 0) return
+      connection.finished++
+      if (this.drained) connection.quietSince = performance.now()
+      // "Aborted" is Node's word for a stream that closed before its response was whole.
+      if (stream.aborted) return void this.aborted++
+      this.completed++
+      if (this.drained) this.noteTime(request, inFlight.since)
+    })
+  }
+
+  /** From here on every connection ends in a bucket. */
+  beginDrain(): void {
+    this.drained ??= { completed: this.completed }
+  }
+
+  /**
+   * Closes the account of a connection, once.
+   *
+   * @param ending null: it has closed, and how is worked out
+   */
+  settle(connection: Connection, ending: Ending | null): void {
+    if (!this.open.delete(connection)) return
+    const unfinished = connection.started - connection.finished
+    if (!this.drained || !this.endingOf) {
+      this.aborted += unfinished
+      return
     }
+    connection.ending = ending ?? this.endingOf(connection)
+    this.endings[connection.ending]++
+    if (connection.ending === 'cut') this.requestsCut += unfinished
+    else this.aborted += unfinished
+    this.onSettled?.(connection)
   }
 
   counts(): Counts {
-    const { accepted, requests, cut } = this
-    return { accepted, open: this.open.size, requests, active: Math.max(0, requests - this.ended), cut }
+    const { accepted, open, requests, completed, aborted, requestsCut, endings, drained } = this
+    const ended = ENDINGS.reduce((sum, name) => sum + endings[name], 0)
+    const before = drained?.completed ?? completed
+    return {
+      accepted,
+      earlier: accepted - open.size - ended,
+      endings: { ...endings },
+      open: open.size,
+      requests,
+      outcomes: { before, during: completed - before, cut: requestsCut, aborted },
+      active: requests - completed - aborted - requestsCut,
+    }
+  }
+
+  private noteTime({ method, url }: RequestFacts, since: number): void {
+    const tookMs = performance.now() - since
+    if (this.slowest && this.slowest.tookMs >= tookMs) return
+    this.slowest = { method: method ?? '', path: pathOf(url), tookMs: Math.round(tookMs) }
   }
 }
 
@@ -209,17 +292,5 @@ export function isTooLate(response: ServerResponse, connection: Connection | und
 
 export const isIdle = (connection: Connection): boolean => connection.started === connection.finished
 
-export function describe(connection: Connection, now: number): Held {
-  const { socket, request } = connection
-  const peer = socket.remoteAddress ? `${socket.remoteAddress}:${socket.remotePort ?? 0}` : 'unix'
-  const { kind } = connection
-  if (kind === 'websocket' || kind === 'upgraded')
-    return { what: 'upgraded', ageMs: Math.round(now - connection.since), peer }
-  if (request && !isIdle(connection)) {
-    const path = (request.url ?? '').split('?', 1)[0]?.slice(0, 1024) ?? ''
-    const ageMs = Math.round(now - connection.requestSince)
-    return { what: 'request', method: request.method ?? '', path, ageMs, peer }
-  }
-  const what = connection.http ? 'idle' : 'raw'
-  return { what, ageMs: Math.round(now - connection.since), peer }
-}
+/** Of a URL as it stands in a request: without its query, which may hold secrets. */
+export const pathOf = (url: string | undefined): string => (url ?? '').split('?', 1)[0]?.slice(0, 1024) ?? ''

@@ -75,13 +75,14 @@ function start(config: GuestConfig): void {
     http1,
     http2,
     servers,
+    websocketDrain: config.websocketDrain,
     withdrawAll: () => claims.withdrawAll(),
     onBegin(timeoutMs) {
       link.send({ t: 'draining', timeoutMs })
       for (const listener of drainListeners) callSafely(() => listener(timeoutMs), 'onDrain', warn)
     },
-    onOver(counts, cut) {
-      link.send({ t: 'drained', counts, cut })
+    onOver(counts, cut, slowest) {
+      link.send({ t: 'drained', counts, cut, slowest })
       const stay = link.hold()
       const release = (): void => {
         signals.release()
@@ -124,6 +125,7 @@ function start(config: GuestConfig): void {
 
   let last = ''
   setInterval(() => {
+    if (drain.phase !== 'serving') link.send({ t: 'holding', holding: drain.holding() })
     const counts = ledger.counts()
     const text = JSON.stringify(counts)
     if (text === last) return

@@ -60,6 +60,7 @@ export function spreadWindowMs(timeoutMs: number): number {
 export function endUpgraded(connection: Connection): void {
   const socket: Socket = connection.http ?? connection.socket
   if (socket.destroyed || socket.writableEnded) return
+  connection.ending = connection.kind === 'websocket' ? 'websocket' : 'other'
   if (connection.kind === 'websocket') {
     // Between two writes of the app's library, which writes whole frames.
     socket.write(GOING_AWAY)

@@ -253,7 +253,7 @@ t.test('what is under way when the drain begins is finished', async (t) => {
   t.equal(body, '/now?half-closed', 'a client that half-closes has its answer')
   await app.usr2.stop()
   const ended = app.usr2.events().find(({ event, generation }) => event === 'drained' && generation === 1)
-  t.match(ended, { cut: 0 }, 'nothing was cut')
+  t.match(ended, { ledger: { connections: { cut: 0 } } }, 'nothing was cut')
 })
 
 t.test('an idle connection lives as long as its client was told, and is answered', async (t) => {
@@ -277,7 +277,11 @@ t.test('an idle connection lives as long as its client was told, and is answered
     `not before the promise had ended, but after ${unused.endedAt - since} ms`,
   )
   const ended = await app.usr2.event('drained')
-  t.match(ended, { generation: 1, cut: 0 }, 'the drain lasted as long as the promise, and nothing was cut')
+  t.match(
+    ended,
+    { generation: 1, ledger: { connections: { cut: 0 } } },
+    'the drain lasted as long as the promise, and nothing was cut',
+  )
   await app.usr2.stop()
 })
 
@@ -300,7 +304,11 @@ t.test('a connection that was promised nothing is closed after 5 s, by FIN', asy
       // `draining` is said a moment after the withdrawal, and read a moment after that.
       t.ok(client.endedAt - drainedAt > 4_500, `${what}, ${name}: after ${client.endedAt - drainedAt} ms`)
     }
-    t.match(await app.usr2.event('drained'), { generation: 1, cut: 0 }, `${what}: nobody lost anything`)
+    t.match(
+      await app.usr2.event('drained'),
+      { generation: 1, ledger: { connections: { cut: 0 } } },
+      `${what}: nobody lost anything`,
+    )
     await app.usr2.stop()
   }
   await Promise.all([check('http', false), check('https', true)])
@@ -394,13 +402,16 @@ t.test('a net server: waits, then the deadline cuts, and says so', async (t) => 
   t.equal(code, 0)
   t.match(
     stdout,
-    /generation 1 has ended: 2 connections, 0 requests, 1 cut/,
+    /generation 1 has ended: 2 connections: 1 closed by the client, 1 cut; 0 requests/,
     'usr2 reload --wait drained tells',
   )
   const cut = await app.usr2.event('cut')
-  t.match(cut, { cut: 1, generation: 1, slot: 0, connections: [{ what: 'raw', peer }] })
-  t.match(cut.msg, `cut 1 connection at the drain deadline: raw connection`)
-  t.match(await app.usr2.event('drained'), { generation: 1, accepted: 2, cut: 1 })
+  t.match(cut, { cut: 1, generation: 1, slot: 0, held: [{ what: 'raw', peer }] })
+  t.match(cut.msg, `cut 1 connection with 0 requests at the drain deadline: raw connection`)
+  t.match(await app.usr2.event('drained'), {
+    generation: 1,
+    ledger: { connections: { accepted: 2, cut: 1 } },
+  })
   await app.usr2.stop()
 })
 
@@ -427,15 +438,19 @@ t.test('the deadline cuts what is left of http, and names it', async (t) => {
   )
   const { code, stdout } = await app.usr2.reload({ flags: ['--wait', 'drained'] })
   t.equal(code, 0)
-  t.match(stdout, /generation 1 has ended: 5 connections, 3 requests, 4 cut/)
+  t.match(stdout, /has ended: 5 connections: 1 idle when their promise ended, 4 cut; 3 requests: 0 .*, 3 cut/)
   const cut = await app.usr2.event('cut')
-  const named = cut['connections'] as {
+  const named = cut['held'] as {
     readonly what: string
     readonly path?: string
     readonly ageMs: number
+    readonly bytesRead: number
+    readonly bytesWritten: number
   }[]
   t.same(
-    named.map(({ ageMs: _, ...rest }) => rest).sort((a, b) => (a.path ?? '~').localeCompare(b.path ?? '~')),
+    named
+      .map(({ ageMs: _, bytesRead: __, bytesWritten: ___, ...rest }) => rest)
+      .sort((a, b) => (a.path ?? '~').localeCompare(b.path ?? '~')),
     [
       { what: 'request', method: 'GET', path: '/later', peer: peers.get(hanging) },
       { what: 'request', method: 'GET', path: '/stream', peer: peers.get(streaming) },
@@ -448,6 +463,11 @@ t.test('the deadline cuts what is left of http, and names it', async (t) => {
     named.every(({ ageMs }) => ageMs >= 2_000),
     'how old each was',
   )
+  t.ok(
+    named.every(({ bytesRead }) => bytesRead > 20),
+    'how much came from each',
+  )
+  t.ok((named.find(({ path }) => path === '/stream')?.bytesWritten ?? 0) > 100, 'and how much went to it')
   t.match(cut.msg, /cut 4 connections at the drain deadline: .*GET \/later, [\d.]+ s, 127\.0\.0\.1:\d+/)
   t.notMatch(
     app.usr2.logs().replaceAll(/^ *\| .*$/gm, ''),
@@ -571,10 +591,12 @@ t.test('an end in the midst of a drain is no silence', async (t) => {
     const { msg } = await app.usr2.event('died-draining')
     t.match(msg, new RegExp(`slot 0 \\(pid \\d+\\) ${how}, in the midst of its drain`))
     if (names) {
-      t.match(stdout, /generation 1 has ended: 2 connections, 3 requests, 2 cut/)
+      t.match(stdout, /has ended: 2 connections: 0 cut, 2 crashed; 3 requests: .* 0 cut, 2 crashed/)
       t.match(
         msg,
-        new RegExp(`cut 2 connections: GET ${path.split('?')[0] ?? ''}, .* ms, .*; GET /later, .* ms, `),
+        new RegExp(
+          `with it ended 2 connections, 2 requests in flight: GET ${path.split('?')[0] ?? ''}, .* ms, .*; GET /later, .* ms, `,
+        ),
       )
     }
     await app.usr2.stop()

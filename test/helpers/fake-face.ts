@@ -1,5 +1,6 @@
 /** A master's face without a master: keeps what it was asked, and answers when the test says so. */
 import type { Asker, Drained, Face, Progress, ReloadRequest, Status, Verdict } from '../../src/master/face.ts'
+import { ledgerOf, NO_COUNTS } from '../../src/master/ledger.ts'
 
 export const STATUS: Status = {
   name: 'shop',
@@ -38,7 +39,8 @@ function worker(slot: number, pid: number): Status['generations'][number]['worke
     connections: 12,
     requests: 1200,
     active: 1,
-    cut: 0,
+    ledger: ledgerOf({ ...NO_COUNTS, accepted: 13, earlier: 1, open: 12 }, null, 'here'),
+    holding: null,
     waitsFor: null,
   }
 }
@@ -63,9 +65,7 @@ export const ROLLED_BACK: Verdict = {
 
 export const DRAINED: Drained = {
   generation: 7,
-  accepted: 100,
-  requests: 1000,
-  cut: 0,
+  ledger: ledgerOf({ ...NO_COUNTS, accepted: 100, earlier: 100 }, null, 'left'),
   tookMs: 1500,
   text: 'generation 7 drained in 1.5 s: 100 connections, 0 cut',
 }

@@ -3,6 +3,7 @@ import { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync, copyFileSync
 import { basename, dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { Status } from '../../src/master/face.ts'
+import type { Ledger } from '../../src/master/ledger.ts'
 import { hasToken } from './processes.ts'
 import {
   expectNothingLeft,
@@ -162,6 +163,7 @@ export class Usr2 {
     const exit = await this.process.ended(timeoutMs)
     this.#t.same({ code: exit.code, signal: exit.signal }, { code: 0, signal: null }, 'usr2 stopped as asked')
     await expectNothingLeft(this.#t, this.process)
+    this.#t.same(this.events().flatMap(imbalancesOf), [], 'the accounts of every generation agree')
     return exit
   }
 
@@ -202,6 +204,23 @@ export function deploy(
   symlinkSync(relative(root, release), next)
   renameSync(next, current)
   return current
+}
+
+/** Every connection and request is in exactly one bucket. */
+function imbalancesOf({ event, generation, ...rest }: LogEvent): string[] {
+  if (event !== 'drained') return []
+  const { connections, requests } = rest['ledger'] as Ledger
+  const sum = (all: object): number => Object.values(all).reduce((a: number, b: number) => a + b, 0)
+  const { accepted, ...ended } = connections
+  const { begun, ...became } = requests
+  const of = `generation ${generation}: `
+  return [
+    ...(accepted === sum(ended) ? [] : [`${of}${accepted} connections are ${JSON.stringify(ended)}`]),
+    ...(begun === sum(became) ? [] : [`${of}${begun} requests are ${JSON.stringify(became)}`]),
+    ...Object.entries({ ...ended, ...became }).flatMap(([name, count]) =>
+      count < 0 ? [`${of}${count} ${name}`] : [],
+    ),
+  ]
 }
 
 function writeFiles(directory: string, files: Files): void {

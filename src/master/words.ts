@@ -1,0 +1,16 @@
+/** Quantities and held connections in words, for the log and for the CLI. Pure. */
+import type { Held } from '../protocol.ts'
+
+export function seconds(ms: number): string {
+  return ms < 1_000 ? `${Math.round(ms)} ms` : `${(ms / 1_000).toFixed(1)} s`
+}
+
+export const plural = (count: number, what: string): string => `${count} ${what}${count === 1 ? '' : 's'}`
+
+/** `GET /export, 12.4 s, 127.0.0.1:51234`. */
+export function heldText({ what, method, path, ageMs, peer }: Held): string {
+  const kind =
+    what === 'event-stream' ? 'event stream' : what === 'websocket' ? 'WebSocket' : `${what} connection`
+  const name = path === undefined ? kind : `${method} ${path}${what === 'request' ? '' : ` (${kind})`}`
+  return `${name}, ${seconds(ageMs)}, ${peer}`
+}
