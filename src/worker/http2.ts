@@ -36,6 +36,9 @@ function connectionUnder(session: ServerHttp2Session | undefined): Connection | 
   return connection
 }
 
+/** How long a client that connected in the last moment may take to send its first request. */
+const FIRST_STREAM_MS = 1_000
+
 export function watchHttp2(ledger: Ledger): Http2 {
   const sessions = new Set<ServerHttp2Session>()
   let leaving = false
@@ -43,6 +46,25 @@ export function watchHttp2(ledger: Ledger): Http2 {
   const leave = (session: ServerHttp2Session): void => {
     if (session.closed || session.destroyed) return
     session.close()
+  }
+
+  /**
+   * Accepted before the drain, handshake finished after: mostly a client that another server, or our own GOAWAY on its
+   * last connection, has just sent away, with the refused calls on their way again. A GOAWAY at once would refuse them
+   * a second time, and gRPC clients send a call again only once (gRFC A6, transparent retries). So its first streams
+   * are served. (A GOAWAY before the server's SETTINGS would be an error besides.)
+   */
+  const leaveLate = (session: ServerHttp2Session): void => {
+    session.once('remoteSettings', () => {
+      const leaveNow = (): void => {
+        clearTimeout(timer)
+        leave(session)
+      }
+      const timer = setTimeout(leaveNow, FIRST_STREAM_MS)
+      timer.unref()
+      // After all that came in the same read.
+      session.once('stream', () => setImmediate(leaveNow))
+    })
   }
 
   return {
@@ -53,9 +75,7 @@ export function watchHttp2(ledger: Ledger): Http2 {
         session.once('close', () => sessions.delete(session))
         // Node tells of an h2c session before it tells of its connection.
         process.nextTick(() => void connectionUnder(session))
-        // Accepted before the drain, handshake finished after: its first streams are on their way already, and a
-        // GOAWAY before the server's SETTINGS would be an error.
-        if (leaving) session.once('remoteSettings', () => leave(session))
+        if (leaving) leaveLate(session)
       })
       server.on('stream', (stream, headers) => {
         const connection = connectionUnder(stream.session as ServerHttp2Session | undefined)
