@@ -3,7 +3,7 @@
  * package of its own, for their size), runs each with 2 workers, and prints a table in Markdown. Exit status 1 if
  * anything failed.
  */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { type ChildProcess, type ExecFileSyncOptions, execFileSync, spawn } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -78,11 +78,11 @@ const { values: flags } = parseArgs({
 const reloads = Number(flags.reloads)
 
 function install(): void {
-  const quiet = { cwd: here, stdio: ['ignore', 'ignore', 'inherit'] } as const
+  const quiet: ExecFileSyncOptions = { cwd: here, stdio: ['ignore', 'ignore', 'inherit'] }
   if (!existsSync(join(here, 'node_modules')))
     execFileSync('npm', ['ci', '--no-audit', '--no-fund', '--ignore-scripts', '--workspaces=false'], quiet)
   if (existsSync(STANDALONE)) return
-  const env = { ...process.env, NEXT_TELEMETRY_DISABLED: '1' }
+  const env = { ...process.env, NEXT_TELEMETRY_DISABLED: '1', NEXT_IGNORE_INCORRECT_LOCKFILE: '1' }
   const cwd = join(here, 'next')
   execFileSync(join(here, 'node_modules', '.bin', 'next'), ['build'], { ...quiet, cwd, env })
 }
