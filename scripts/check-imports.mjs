@@ -44,7 +44,7 @@ const rules = [
     may: [
       /^src\/drill\//,
       /^src\/config\.ts$/,
-      /^src\/master\/(control-client|face)\.ts$/,
+      /^src\/master\/(control-client|face|ledger)\.ts$/,
       /^src\/protocol\.ts$/,
       /^src\/address\.ts$/,
     ],

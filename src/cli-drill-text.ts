@@ -1,8 +1,9 @@
 /** What a drill found, as text for people. Pure. */
 import { formatDuration, printable, table } from './cli-status.ts'
-import type { DrillResult, Ledger, MixResult } from './drill/options.ts'
+import type { DrillResult, MixResult } from './drill/options.ts'
 import type { KindResult } from './drill/result.ts'
 import type { Latency } from './drill/tally.ts'
+import { ledgerText } from './master/ledger.ts'
 
 const MAX_DETAILS = 20
 
@@ -45,7 +46,7 @@ export function renderDrill(result: DrillResult): string {
     ...reloads.flatMap(({ reasons, text }) =>
       reasons.filter((reason) => !text.includes(reason)).map((reason) => `  ${printable(reason)}`),
     ),
-    `ledger of all drains: ${ledgerText(ledger) || 'empty'}`,
+    `ledger of all drains: ${ledgerText(ledger)}`,
   ]
   if (Object.keys(webSocketEnds).length > 0)
     lines.push(`WebSockets ended by the server: ${countsText(webSocketEnds)}`)
@@ -90,15 +91,5 @@ const countsText = (counts: Readonly<Record<string, number>>) =>
   Object.entries(counts)
     .map(([name, count]) => `${name} ${count}`)
     .join(', ')
-
-/** `accepted 120, requests 4033, cut 0; endings: client 100, goaway 20`. */
-function ledgerText(ledger: Ledger): string {
-  const flat = Object.entries(ledger).filter(([, value]) => typeof value === 'number')
-  const deep = Object.entries(ledger).flatMap(([name, value]) =>
-    typeof value === 'object' ? [`${name}: ${ledgerText(value)}`] : [],
-  )
-  const counts = flat.map(([name, value]) => `${name} ${typeof value === 'number' ? value : 0}`).join(', ')
-  return [counts, ...deep].filter((part) => part !== '').join('; ')
-}
 
 const plural = (count: number, noun: string) => `${count} ${noun}${count === 1 ? '' : 's'}`

@@ -9,8 +9,8 @@ import { type AddressInfo, createServer, type Server, type Socket } from 'node:n
 import { readFileSync } from 'node:fs'
 import { createServer as createTlsServer } from 'node:https'
 import t from 'tap'
+import { sumOf } from '../src/master/ledger.ts'
 import { targetOf } from '../src/drill/drill.ts'
-import { ledgerOf } from '../src/drill/ledger.ts'
 import { Load, type LoadOptions, type LoadResult, summary, type Traffic } from '../src/drill/load.ts'
 import { mixOf } from '../src/drill/mix.ts'
 import { picture } from '../src/drill/picture.ts'
@@ -439,23 +439,6 @@ t.test('the mix: nothing is posted unasked, and the rate is the sum of all kinds
   t.equal(new Set(all.map(({ traffic }) => traffic.name)).size, all.length, 'every name is its own')
 })
 
-t.test('the ledger adds up whatever drains count', async (t) => {
-  const drain = {
-    generation: 3,
-    tookMs: 5,
-    text: 'x',
-    accepted: 2,
-    ends: { client: 1, goaway: { clean: 1 } },
-    list: [1],
-  }
-  t.same(ledgerOf([drain, { ...drain, cut: 1 }]), {
-    accepted: 4,
-    cut: 1,
-    ends: { client: 2, goaway: { clean: 2 } },
-  })
-  t.same(ledgerOf([]), {})
-})
-
 t.test('the picture is well-formed whatever there is to show', async (t) => {
   const slice = {
     atMs: 0,
@@ -497,7 +480,7 @@ t.test('the picture is well-formed whatever there is to show', async (t) => {
       unsent: 0,
       latency: { steady: null, reload: null, drain: null },
       mix: [],
-      ledger: {},
+      ledger: sumOf([]),
       webSocketEnds: {},
     },
     ...{

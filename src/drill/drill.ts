@@ -13,9 +13,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describeKey } from '../address.ts'
 import { askReload, askStatus, connectControl, findMaster, type ReloadEnd } from '../master/control-client.ts'
+import { sumOf } from '../master/ledger.ts'
 import type { Status } from '../master/face.ts'
 import { PrivateApp } from './app.ts'
-import { ledgerOf } from './ledger.ts'
 import { mixOf, type MixEntry } from './mix.ts'
 import {
   DrillComplaint,
@@ -361,7 +361,7 @@ function resultOf(
         failed: phases.reduce((sum, { failed }) => sum + failed, 0),
       }
     }),
-    ledger: ledgerOf(reloads.flatMap(({ drained }) => drained ?? [])),
+    ledger: sumOf(reloads.map(({ drained }) => drained?.ledger)),
     webSocketEnds: { ...load.webSocketEnds },
     generations: [first, ...promoted.flatMap(({ to }) => to ?? [])],
     // Of the time in which the last requests end, only what is wrong is worth a picture.

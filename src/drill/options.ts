@@ -1,5 +1,6 @@
 /** What a drill is told, and what it says. The JSON of `usr2 drill --json` is a {@link DrillResult}. */
 import type { Drained, Verdict } from '../master/face.ts'
+import type { Ledger } from '../master/ledger.ts'
 import type { Target } from './plan.ts'
 import type { Detail, KindResult, Slice } from './result.ts'
 import type { TallyResult } from './tally.ts'
@@ -103,7 +104,7 @@ export interface DrillResult {
   }
   readonly mix: readonly MixResult[]
   readonly reloads: readonly ReloadResult[]
-  /** The numbers of all `drained`, added up. */
+  /** Of all drains, added up. */
   readonly ledger: Ledger
   /** How WebSockets ended that the server ended: by close code, or `bare`. */
   readonly webSocketEnds: Readonly<Record<string, number>>
@@ -114,10 +115,6 @@ export interface DrillResult {
   readonly details: readonly Detail[]
   /** What the user should know and that is no failure, in sentences. */
   readonly notes: readonly string[]
-}
-
-export interface Ledger {
-  readonly [bucket: string]: number | Ledger
 }
 
 /** The user's to set right: the drill has not begun. */

@@ -64,7 +64,7 @@ t.test('an app that loses nothing: status 0, the numbers, the picture', async (t
     failed: 0,
     failures: {},
     generations: [1, 2, 3],
-    ledger: { cut: 0 },
+    ledger: { connections: { cut: 0, crashed: 0 }, requests: { cut: 0 } },
     details: [],
   })
   t.same(
@@ -89,7 +89,7 @@ t.test('an app that loses nothing: status 0, the numbers, the picture', async (t
   t.equal(result.reloads.length, 2)
   for (const [at, reload] of result.reloads.entries()) {
     t.match(reload, { number: at + 1, outcome: 'promoted', from: at + 1, to: at + 2, failed: 0 })
-    t.match(reload.drained, { generation: at + 1, cut: 0 })
+    t.match(reload.drained, { generation: at + 1, ledger: { connections: { cut: 0 } } })
     t.ok(reload.askedAtMs < reload.promotedAtMs && reload.promotedAtMs <= (reload.drainedAtMs ?? 0))
   }
   const epochs = new Set(result.timeline.flatMap((slice) => Object.keys(slice.epochs)))
@@ -114,7 +114,7 @@ t.test('the text says what the JSON says', async (t) => {
   t.match(said.stdout, /^keep-alive +GET \/gone +127\.0\.0\.1:\d+ +\d+ +0 +0 +[\d.]+ ms/m)
   t.match(said.stdout, /^reload: signal to promotion +\d+ +0 +/m)
   t.match(said.stdout, /^reload 1: generation 1 -> 2 in .*; \d+ requests? meanwhile, 0 failed$/m)
-  t.match(said.stdout, /^ledger of all drains: accepted \d+, .*cut 0/m)
+  t.match(said.stdout, /^ledger of all drains: \d+ connections: .*, 0 cut; \d+ requests: .*, 0 cut/m)
   t.match(said.stdout, /^note: GET \/gone of .* answers 404: taken as its normal answer\.$/m)
   t.match(said.stdout, /\nNothing was lost: 0 of \d+ requests failed over 1 reload\.$/)
 })

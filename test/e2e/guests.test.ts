@@ -56,6 +56,8 @@ const plain: Record<string, PlainGuest> = {
   Express: { file: 'guests/express.cjs', package: 'express' },
   Fastify: { file: 'guests/fastify.mjs', package: 'fastify' },
   Koa: { file: 'guests/koa.cjs', package: 'koa' },
+  Hapi: { file: 'guests/hapi.mjs', package: '@hapi/hapi' },
+  Hono: { file: 'guests/hono.mjs' },
   'one port and a private one': { file: 'guests/private-and-public.cjs' },
 }
 

@@ -209,7 +209,7 @@ t.test('a raw connection over a unix socket: waits for its end, then the deadlin
     'the one that left was not cut',
   )
   await deadline(once(staying.resume(), 'close'), WAIT_MS, 'the cut')
-  t.match((await reload).stdout, /generation 1 has ended: 2 connections, 0 requests, 1 cut/)
-  t.match(await usr2.event('cut'), { cut: 1, connections: [{ what: 'raw', peer: 'unix' }] })
+  t.match((await reload).stdout, /has ended: 2 connections: 1 closed by the client, 1 cut; 0 requests/)
+  t.match(await usr2.event('cut'), { cut: 1, held: [{ what: 'raw', peer: 'unix' }] })
   await usr2.stop()
 })
