@@ -5,7 +5,14 @@
  */
 import { accessSync, constants, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { dirname } from 'node:path'
-import { BOUND_TIME, commandUsage, parseArguments, type Arguments, type Command } from './cli-args.ts'
+import {
+  BOUND_TIME,
+  commandUsage,
+  parseArguments,
+  splitOptions,
+  type Arguments,
+  type Command,
+} from './cli-args.ts'
 import { renderDrill } from './cli-drill-text.ts'
 import { printable } from './cli-status.ts'
 import {
@@ -16,8 +23,6 @@ import {
   parseSize,
   startDirectory,
 } from './config.ts'
-import { FLAGS } from './config-schema.ts'
-import { nearest } from './config-values.ts'
 import { drill } from './drill/drill.ts'
 import { DrillComplaint, type DrillOptions, type NamedTarget } from './drill/options.ts'
 import { picture } from './drill/picture.ts'
@@ -150,7 +155,7 @@ export function drillUsage(): string {
 export async function runDrill(argv: readonly string[]): Promise<number> {
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {})
   const cwd = startDirectory(process.env, process.cwd())
-  const { ours, theirs, complaints } = split(argv)
+  const { ours, theirs, complaints } = splitOptions(DRILL, argv)
   const args = parseArguments(DRILL, ours)
   if (args.help) {
     process.stdout.write(drillUsage())
@@ -191,47 +196,6 @@ class Interrupted extends Error {
 }
 
 // ---- The command line ---------------------------------------------------------------------------------------------
-
-interface Split {
-  readonly ours: readonly string[]
-  /** What `usr2 run` gets: its options, the entry, and all after it. */
-  readonly theirs: readonly string[]
-  readonly complaints: readonly string[]
-}
-
-function split(argv: readonly string[]): Split {
-  const ours: string[] = []
-  const theirs: string[] = []
-  const complaints: string[] = []
-  const known = new Map(DRILL.options.map((option) => [option.flag, option]))
-  let at = 0
-  for (; at < argv.length; at++) {
-    const argument = argv[at] ?? ''
-    if (!argument.startsWith('-') || argument === '-' || argument === '--') break
-    const flag = argument.split('=', 1)[0] ?? ''
-    const own = known.get(flag)
-    const help = argument === '--help' || argument === '-h'
-    const to = own !== undefined || help ? ours : theirs
-    if (own === undefined && !help && !FLAGS.has(flag)) {
-      const guess = nearest(flag, [...known.keys(), ...FLAGS.keys()])
-      complaints.push(
-        `${flag} is no option of "usr2 drill"${guess === undefined ? '; "usr2 help drill" lists them.' : `; did you mean ${guess}?`}`,
-      )
-      if (argument === flag && argv[at + 1]?.startsWith('-') === false && argv[at + 2] !== undefined) at++
-      continue
-    }
-    to.push(argument)
-    const takesValue = help ? false : own === undefined || own.value !== undefined
-    const next = argv[at + 1]
-    // As in config.ts: the value of --node-args may begin with dashes.
-    const nextIsFlag = next?.startsWith('--') === true && flag !== '--node-args'
-    if (takesValue && argument === flag && next !== undefined && !nextIsFlag) {
-      to.push(next)
-      at++
-    }
-  }
-  return { ours, theirs: [...theirs, ...argv.slice(at)], complaints }
-}
 
 interface Read {
   readonly options: DrillOptions | null

@@ -86,6 +86,7 @@ async function main(argv: readonly string[]): Promise<number> {
   }
   if (word === 'run') return run(rest)
   if (word === 'drill') return drill(rest)
+  if (word === 'check') return check(rest)
   const client = CLIENTS.get(word)
   if (client !== undefined) {
     const [command, perform] = client
@@ -113,6 +114,11 @@ async function run(argv: readonly string[]): Promise<number> {
   }
   // A master that has stopped is gone, whatever timer or socket may have been forgotten.
   process.exit(status)
+}
+
+async function check(argv: readonly string[]): Promise<number> {
+  const { runCheck } = await import('./cli-check.ts')
+  process.exit(await runCheck(argv))
 }
 
 /** A bundle of its own, loaded only here: a master never holds it in memory. */
@@ -268,6 +274,7 @@ async function help([word, ...more]: readonly string[]): Promise<number> {
   const client = word === undefined ? undefined : CLIENTS.get(word)
   if (client !== undefined) process.stdout.write(commandUsage(client[0]))
   else if (word === 'run') process.stdout.write(usage('run'))
+  else if (word === 'check') process.stdout.write((await import('./cli-check.ts')).checkUsage())
   else if (word === 'drill') process.stdout.write((await import('./cli-drill.ts')).drillUsage())
   else if (word === undefined || COMMAND_NAMES.includes(word)) process.stdout.write(mainUsage())
   else return refuse([unknownCommand(word)])
