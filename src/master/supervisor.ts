@@ -349,8 +349,8 @@ export class Supervisor implements Face {
     const requests = counts.outcomes.cut
     this.log.warn(
       { ...handle.facts, event: 'cut', cut: connections, requests, held: cut.slice(0, MAX_NAMED_CUTS) },
-      `cut ${plural(connections, 'connection')} with ${plural(requests, 'request')} at the drain deadline: ` +
-        namedCuts(cut, connections),
+      `cut ${plural(connections, 'connection')}${requests > 0 ? ` with ${plural(requests, 'request')}` : ''} ` +
+        `at the drain deadline: ${namedCuts(cut, connections)}`,
     )
   }
 

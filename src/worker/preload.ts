@@ -86,6 +86,8 @@ function start(config: GuestConfig): void {
       udp.withdrawAll()
     },
     onBegin(timeoutMs) {
+      // First what it holds: whoever sees it drain asks that at once.
+      link.send({ t: 'counts', counts: ledger.counts() })
       link.send({ t: 'draining', timeoutMs })
       app.drains(timeoutMs)
     },

@@ -407,7 +407,7 @@ t.test('a net server: waits, then the deadline cuts, and says so', async (t) => 
   )
   const cut = await app.usr2.event('cut')
   t.match(cut, { cut: 1, generation: 1, slot: 0, held: [{ what: 'raw', peer }] })
-  t.match(cut.msg, `cut 1 connection with 0 requests at the drain deadline: raw connection`)
+  t.match(cut.msg, `cut 1 connection at the drain deadline: raw connection`)
   t.match(await app.usr2.event('drained'), {
     generation: 1,
     ledger: { connections: { accepted: 2, cut: 1 } },
