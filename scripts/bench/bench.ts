@@ -37,12 +37,16 @@ export interface StartOptions {
   readonly cwd?: string
   /** The processor core it is to stay on; `null`: any. */
   readonly core?: number | null
+  /** Default: there is none. */
+  readonly stdin?: 'pipe'
 }
 
 export class Child {
   readonly process: ChildProcess
   readonly pid: number
   readonly exited: Promise<void>
+  /** It has ended, and all that it wrote was read. */
+  readonly closed: Promise<void>
   readonly lines: LogLine[] = []
   readonly #looking = new Set<() => void>()
   #ended = false
@@ -59,6 +63,7 @@ export class Child {
         for (const look of this.#looking) look()
       })
     }
+    this.closed = new Promise((resolve) => child.once('close', () => resolve()))
     this.exited = new Promise((resolve) => {
       const end = (): void => {
         this.#ended = true
@@ -96,6 +101,16 @@ export class Child {
     })
   }
 
+  /** Ends its stdin, waits for its end and gives its last line, which must be JSON. @throws when it is late, or failed */
+  async endInput(): Promise<LogLine> {
+    this.process.stdin?.end()
+    const late = sleep(DEADLINE_MS, 'late' as const, { ref: false })
+    const last = (await Promise.race([this.closed, late])) === 'late' ? undefined : this.lines.at(-1)
+    if (last === undefined || this.process.exitCode !== 0)
+      throw new Error(`${this.#name} (pid ${this.pid}) gave no result:\n${this.log()}`)
+    return last
+  }
+
   log(): string {
     return this.lines
       .slice(-30)
@@ -123,7 +138,7 @@ export class Bench {
   start(name: string, command: string, args: readonly string[], options: StartOptions = {}): Child {
     const { PATH = '', HOME = '' } = process.env
     const env = { PATH, HOME, TMPDIR: this.directory, [TOKEN]: this.token, ...options.env }
-    const { core = null, cwd } = options
+    const { core = null, cwd, stdin = 'ignore' } = options
     const [program, ...rest] =
       core === null ? [command, ...args] : ['taskset', '-c', String(core), command, ...args]
     // A session of its own for each. usr2 gives its workers one, and Linux shares a contended processor out by session
@@ -132,7 +147,7 @@ export class Bench {
       cwd,
       env,
       detached: true,
-      stdio: ['ignore', 'pipe', 'pipe'],
+      stdio: [stdin, 'pipe', 'pipe'],
     })
     return new Child(name, child)
   }

@@ -4,9 +4,10 @@
  *
  *     node --import tsx scripts/bench/reload.ts [--reloads 50] [--profiles mix,hot,everything] [--node PATH] [--peers] [--json]
  */
-import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { bench, type Bench, DEFAULT_CLI, freePort, goneIn, nodeVersion, progress, sleep } from './bench.ts'
+import { bench, type Bench, DEFAULT_CLI, goneIn, nodeVersion, progress, sleep } from './bench.ts'
+import { type ClientDetail, prepareEverything, type Row, rowsOf } from './everything.ts'
+import { type Drains, drainsOf, drainsText } from './drains.ts'
 import { HOT, type LoadResult, MIX, summary, type TallyResult, type Traffic } from '../../src/drill/load.ts'
 import { table } from './stats.ts'
 import { startLoad } from '../../src/drill/start-load.ts'
@@ -31,45 +32,11 @@ const { values: flags } = parseArgs({
 type Profile = 'mix' | 'hot' | 'everything'
 
 /** Undisturbed traffic before the first reload, between two, and after the last. */
-const STEADY_MS = 500
+const STEADY_MS: Readonly<Record<Profile, number>> = { mix: 500, hot: 500, everything: 100 }
 /** Old processes that are still there then are left alone, and the next reload begins. */
 const OLD_GONE_MS = 20_000
 
 const TRAFFIC: Record<Exclude<Profile, 'everything'>, readonly Traffic[]> = { mix: MIX, hot: HOT }
-
-/** WebSockets are closed over all of the drain: with the usual 30 s, 100 reloads would take an hour. */
-const EVERYTHING_FLAGS = ['--drain-timeout', '5s']
-const EVERYTHING_APP = fileURLToPath(new URL('everything.cjs', import.meta.url))
-
-/** Every kind of client at once, about 1,400 requests a second, against everything.cjs. */
-function everything({ h2c, tls }: Ports): readonly Traffic[] {
-  const overTls = { port: tls, tls: true }
-  return [
-    ...MIX,
-    { mode: 'pipelined', connections: 4, thinkMs: [10, 30] },
-    { mode: 'upload', connections: 4, uploadMs: 1500, echo: true },
-    { mode: 'preconnect', connections: 4 },
-    { mode: 'websocket', connections: 20, pingMs: 200 },
-    { mode: 'http2', name: 'h2c', connections: 4, depth: 4, target: { port: h2c }, thinkMs: [10, 50] },
-    {
-      mode: 'http2',
-      name: 'h2c slow',
-      connections: 2,
-      depth: 4,
-      target: { port: h2c },
-      path: '/slow?ms=500',
-    },
-    { mode: 'http2', name: 'h2 tls', connections: 4, depth: 4, target: overTls, thinkMs: [10, 50] },
-    { mode: 'keepalive', name: 'tls keepalive', connections: 8, target: overTls },
-    { mode: 'new', name: 'tls new', connections: 2, target: overTls, thinkMs: [20, 60] },
-    { mode: 'post', name: 'tls post', connections: 2, target: overTls, echo: true },
-  ]
-}
-
-interface Ports {
-  readonly h2c: number
-  readonly tls: number
-}
 
 interface Run {
   readonly subject: string
@@ -77,6 +44,12 @@ interface Run {
   readonly node: string
   readonly reloads: readonly Reload[]
   readonly load: LoadResult
+  /** Of `everything`: what is not in `load`. */
+  readonly everything: { readonly rows: readonly Row[]; readonly details: readonly string[] } | null
+  /** Of usr2: how the generations ended, and what is wrong with that. */
+  readonly drains: Drains | null
+  /** Of all clients, and of the drains. */
+  readonly failed: number
 }
 
 interface Reload {
@@ -96,58 +69,65 @@ async function measure(bench: Bench, name: SubjectName, profile: Profile, reload
   const node = nodeVersion(flags.node)
   const { cli } = flags
   const options = { node: flags.node, cli, workers: Number(flags.workers), bootMs: Number(flags['boot-ms']) }
-  const ports = { h2c: await freePort(), tls: await freePort() }
-  const more =
-    profile === 'everything'
-      ? {
-          app: EVERYTHING_APP,
-          env: { H2C_PORT: `${ports.h2c}`, TLS_PORT: `${ports.tls}` },
-          flags: EVERYTHING_FLAGS,
-        }
-      : {}
-  const subject = await startSubject(name, bench, { ...options, ...more })
-  const { traffic, skipped } = trafficFor(subject, profile, ports)
+  const everything = profile === 'everything' ? await prepareEverything(bench) : null
+  const subject = await startSubject(name, bench, { ...options, ...everything?.options })
+  const { traffic, skipped } = trafficFor(subject, everything?.traffic ?? TRAFFIC[profile as 'mix' | 'hot'])
   if (skipped.length > 0) progress(`${name} has no app behind it: without ${skipped.join(', ')}`)
   const load = await startLoad({ target: { port: subject.port }, traffic, versionOf: 'pid' })
-  const times: { doneMs: number; oldGoneMs: number | null; before: number[] }[] = []
-  await sleep(STEADY_MS)
+  const clients = everything?.startClients(subject.port)
+  const times: { doneMs: number; oldGoneMs: number | null; before: number[]; atMs: number }[] = []
+  await sleep(STEADY_MS[profile])
   for (let count = 1; count <= reloads; count++) {
     const before = subject.workers()
     load.mark(`reload ${count}`)
     const at = performance.now()
+    const atMs = Date.now()
     await subject.reload()
     const doneMs = performance.now() - at
     const gone = await goneIn(before, OLD_GONE_MS)
-    times.push({ doneMs, oldGoneMs: gone ? performance.now() - at : null, before })
-    await sleep(STEADY_MS)
+    times.push({ doneMs, oldGoneMs: gone ? performance.now() - at : null, before, atMs })
+    await sleep(STEADY_MS[profile])
     if (count % 10 === 0 || count === reloads) {
       const { requests, failed } = await load.snapshot()
       progress(`${name}, ${profile}, ${node}: ${count} reloads, ${requests} requests, ${failed} failed`)
     }
   }
-  const result = await load.stop()
+  const [result, others] = await Promise.all([load.stop(), clients?.stop()])
+  const drains = subject.log === undefined ? null : drainsOf(subject.log)
   await subject.stop()
+  const started = times.map(({ atMs }) => atMs)
+  const rows = [...rowsOf(result.traffic), ...(others?.rows ?? [])]
   return {
     subject: name,
     profile,
     node,
     load: result,
+    everything:
+      others === undefined ? null : { rows, details: others.details.map((detail) => told(detail, started)) },
+    drains,
+    failed: rows.reduce((sum, { failed }) => sum + failed, drains?.complaints.length ?? 0),
     reloads: times.map((time, at) => reloadOf(result, time, at)),
   }
 }
 
 function trafficFor(
   { hasApp }: Subject,
-  profile: Profile,
-  ports: Ports,
+  all: readonly Traffic[],
 ): { traffic: readonly Traffic[]; skipped: string[] } {
-  const all = profile === 'everything' ? everything(ports) : TRAFFIC[profile]
   const needsApp = ({ mode }: Traffic): boolean => ['post', 'slow', 'stream'].includes(mode)
   if (hasApp) return { traffic: all, skipped: [] }
   return {
     traffic: all.filter((one) => !needsApp(one)),
     skipped: all.filter(needsApp).map(({ mode }) => mode),
   }
+}
+
+/** `gRPC unary UNAVAILABLE, 120 ms into reload 7: …` */
+function told({ kind, failure, text, atMs }: ClientDetail, reloads: readonly number[]): string {
+  const reload = reloads.filter((startedAtMs) => startedAtMs <= atMs).length
+  const when =
+    reload === 0 ? 'before reload 1' : `${atMs - (reloads[reload - 1] ?? 0)} ms into reload ${reload}`
+  return `${kind} ${failure}, ${when}: ${text}`
 }
 
 function reloadOf(
@@ -209,20 +189,37 @@ function report(runs: readonly Run[]): string {
     'by mode and class',
   ]
   const lines = [table([...head, 'first new answer ms', 'done ms', 'old gone ms'], rows), '']
-  for (const { subject, profile, node, reloads, load } of runs) {
+  for (const { subject, profile, node, reloads, load, everything, drains } of runs) {
     lines.push(
       `${subject}, ${profile}, ${node}: failed per reload: ${reloads.map(({ failed }) => failed).join(' ')}`,
     )
     reloads.forEach(({ failures }, at) => failures && lines.push(`  reload ${at + 1}: ${failures}`))
-    if (profile === 'everything') {
-      const ends = Object.entries(load.webSocketEnds).map(([how, count]) => `${how} ${count}`)
-      lines.push(`  WebSockets ended by the server: ${ends.join(', ') || 'none'}`)
-      for (const [name, { requests, retryable }] of Object.entries(load.traffic))
-        if (retryable > 0) lines.push(`  ${name}: ${retryable} of ${requests} retryable`)
-    }
+    if (everything !== null) lines.push(...allKinds(everything.rows, load), ...everything.details)
+    if (drains !== null) lines.push(...drainsText(drains))
     if (load.failed > 0 && subject === 'usr2') lines.push(summary(load))
   }
   return lines.join('\n')
+}
+
+/** One row for each kind of client, and their sum. */
+function allKinds(rows: readonly Row[], load: LoadResult): string[] {
+  const sum = (field: 'requests' | 'retryable' | 'failed'): number =>
+    rows.reduce((total, row) => total + row[field], 0)
+  const ends = Object.entries(load.webSocketEnds).map(([how, count]) => `${how}: ${count}`)
+  return [
+    '',
+    table(
+      ['kind', 'requests', 'failed', 'by class', 'retryable'],
+      [
+        ...rows.map(({ kind, requests, failed, failures, retryable }) => [
+          ...[kind, requests, failed, classes(failures) || '-', retryable],
+        ]),
+        ['all', sum('requests'), sum('failed'), '', sum('retryable')],
+      ],
+    ),
+    '',
+    `WebSockets that the server ended, by the code of its close frame: ${ends.join(', ') || 'none'}`,
+  ]
 }
 
 function failuresByMode({ traffic }: LoadResult): string {
@@ -269,5 +266,5 @@ await bench(async (bench) => {
     }
   }
   console.log(flags.json ? JSON.stringify(runs, null, 2) : report(runs))
-  return runs.some(({ subject, load }) => subject === 'usr2' && load.failed > 0) ? 1 : 0
+  return runs.some(({ subject, failed }) => subject === 'usr2' && failed > 0) ? 1 : 0
 })

@@ -8,6 +8,7 @@ import {
   CLUSTER_PEER,
   firstAnswer,
   freePort,
+  type LogLine,
   reloadUsr2,
   serveUsr2,
   until,
@@ -20,6 +21,8 @@ export interface Subject {
   readonly port: number
   /** Whether there is an app behind it; nginx alone only answers `GET /`. */
   readonly hasApp: boolean
+  /** Of usr2: its log so far. */
+  readonly log?: readonly LogLine[]
   /** The processes that serve now. */
   workers(): number[]
   /** Resolves when the reload is done as far as its command tells: old processes may still be leaving. */
@@ -62,6 +65,7 @@ async function usr2(bench: Bench, options: SubjectOptions): Promise<Subject> {
     name: 'usr2',
     port: served.port,
     hasApp: true,
+    log: served.child.lines,
     workers: () => childrenOf(served.child.pid),
     reload: async () => void (await reloadUsr2(served)),
     stop: () => served.child.stop(),
