@@ -15,7 +15,7 @@ import type { Http1 } from './http1.ts'
 import type { Http2 } from './http2.ts'
 import { closeIdle, isSilent, softenTimers } from './idle.ts'
 import type { Connection, Ledger } from './ledger.ts'
-import { endUpgraded, isUpgraded, spread, spreadWindowMs } from './upgraded.ts'
+import { endUpgraded, isUpgraded, mayEnd, spread, spreadWindowMs } from './upgraded.ts'
 
 /** A client that was promised nothing (no byte sent yet, or no keep-alive timeout) may use its connection so long. */
 const SILENT_LINGER_MS = 5_000
@@ -137,7 +137,8 @@ export function prepareDrain({
     const ends: (() => void)[] = []
     for (const connection of connections) {
       if (isUpgraded(connection)) {
-        if (websocketDrain === 'close' && isNew(connection)) ends.push(() => endUpgraded(connection))
+        if (websocketDrain === 'close' && mayEnd(connection) && isNew(connection))
+          ends.push(() => endUpgraded(connection))
         continue
       }
       const { response, streams } = connection
@@ -179,7 +180,9 @@ export function prepareDrain({
       http1.leaveAll()
       withdrawAll()
       leaving = new Set(servers)
-      for (const connection of held()) if (!isHttp1(connection.server)) watchFin(connection)
+      for (const connection of held()) {
+        if (!isHttp1(connection.server) || isUpgraded(connection)) watchFin(connection)
+      }
       const answering = new Set([...leaving, ...held().flatMap(({ server }) => server ?? [])])
       for (const server of answering) {
         if (!isHttp1(server)) continue
@@ -212,5 +215,5 @@ export function prepareDrain({
 
 /** How long a drain must last to keep what `Keep-Alive: timeout=N` of this server promises. */
 export function promiseMs(server: net.Server): number {
-  return isHttp1(server) && server.keepAliveTimeout > 0 ? server.keepAliveTimeout + PROMISE_MARGIN_MS : 0
+  return isHttp1(server) && server.keepAliveTimeout ? server.keepAliveTimeout + PROMISE_MARGIN_MS : 0
 }
