@@ -62,7 +62,8 @@ export function prepareDrain({
   /** The servers of the moment in which the drain began: an app may listen anew. */
   let leaving: ReadonlySet<net.Server> = servers
   let since = 0
-  let endsAt = 0
+  /** Until then what would last is ended. Not longer for what idle clients were promised, which may be ten minutes. */
+  let goodbyesUntil = 0
   let deadline: NodeJS.Timeout | undefined
   let sweeper: NodeJS.Timeout | undefined
   const goodbyes: NodeJS.Timeout[] = []
@@ -122,7 +123,7 @@ export function prepareDrain({
 
   /** Ends what does not end by itself, spread over the time that is left so that its clients do not come back at once. */
   const sayGoodbyes = (ends: readonly (() => void)[]): void => {
-    const times = spread(ends.length, spreadWindowMs(endsAt - performance.now()), Math.random)
+    const times = spread(ends.length, spreadWindowMs(goodbyesUntil - performance.now()), Math.random)
     for (const [i, end] of ends.entries()) goodbyes.push(setTimeout(end, times[i]))
   }
 
@@ -191,7 +192,7 @@ export function prepareDrain({
       }
       const promisedMs = held().length > 0 ? Math.max(0, ...[...answering].map(promiseMs)) : 0
       const timeoutMs = Math.max(times.drainTimeoutMs, Math.min(promisedMs, MAX_DRAIN_MS))
-      endsAt = since + timeoutMs
+      goodbyesUntil = since + times.drainTimeoutMs
       onBegin(timeoutMs)
       // Keeps the process alive, too: with its listeners withdrawn and no connection it would otherwise just end,
       // without the app's own shutdown.

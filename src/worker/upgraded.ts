@@ -74,7 +74,7 @@ export function spread(count: number, windowMs: number, random: () => number): n
 
 /** The part of a drain that is for spreading: the rest is for the answers. */
 export function spreadWindowMs(timeoutMs: number): number {
-  return Math.max(Math.min(SHORTEST_SPREAD_MS, timeoutMs / 2), timeoutMs - ANSWER_MS * 2)
+  return Math.max(0, Math.min(SHORTEST_SPREAD_MS, timeoutMs / 2), timeoutMs - ANSWER_MS * 2)
 }
 
 /** Ends one upgraded connection by its protocol. */
@@ -85,18 +85,20 @@ export function endUpgraded(connection: Connection): void {
   connection.ending = isWebSocket ? 'websocket' : 'other'
   // Its peer may have gone without a word. Until something is written to it the app need not care, and may not listen.
   socket.on('error', () => {})
-  if (isWebSocket) {
-    // Between two writes of the app's library, which writes whole frames.
-    socket.write(GOING_AWAY)
-    // The client answers with its own close frame; then the server closes first (RFC 6455, 7.1.1). Where the app's
-    // library does that by itself this finds the socket ended.
-  } else {
-    socket.end()
+  // From when the peer can have heard it: a client that is slow to read has all of its messages before it. One that never
+  // reads is left to the deadline.
+  const giveTime = (): void => {
+    const timer = setTimeout(() => {
+      if (!socket.writableEnded) socket.end()
+      setTimeout(() => socket.destroy(), ANSWER_MS).unref()
+    }, ANSWER_MS)
+    timer.unref()
+    socket.once('close', () => clearTimeout(timer))
   }
-  const timer = setTimeout(() => {
-    if (!socket.writableEnded) socket.end()
-    setTimeout(() => socket.destroy(), ANSWER_MS).unref()
-  }, ANSWER_MS)
-  timer.unref()
-  socket.once('close', () => clearTimeout(timer))
+  // Between two writes of the app's library, which writes whole frames. The client answers with its own close frame; then
+  // the server closes first (RFC 6455, 7.1.1). Where the app's library does that by itself the timer finds it ended.
+  if (isWebSocket) socket.write(GOING_AWAY, giveTime)
+  else socket.end(giveTime)
+  // A client that has left need not be waited for.
+  socket.once('end', () => socket.end())
 }

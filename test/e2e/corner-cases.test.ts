@@ -1,5 +1,6 @@
 /** What is seldom done with a connection, and must not be lost in a drain either. */
 import http2 from 'node:http2'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { constants, gunzipSync } from 'node:zlib'
 import t from 'tap'
 import type { Test } from 'tap'
@@ -114,6 +115,26 @@ t.test('a WebSocket is not told to go before it was agreed to', async (t) => {
   await client.until(() => client.rest.includes('\x88\x02\x03\xe9'), 'the close frame')
   client.socket.end()
   t.match((await app.drained()).connections, { accepted: 1, websocket: 1, cut: 0 })
+  await app.usr2.stop()
+})
+
+t.test('a WebSocket whose client is slow to read gets all of it, and 1001 last', async (t) => {
+  const app = await startApp(t, 'http', {}, '10s')
+  const clients = await Promise.all(Array.from({ length: 4 }, app.open))
+  for (const client of clients) {
+    client.get('/much', 'Connection: Upgrade', 'Upgrade: websocket')
+    client.socket.pause()
+  }
+  await app.replace()
+  // All are told in the first 6 s; 4 s later those who do not answer are given up.
+  await sleep(7_000)
+  for (const { socket } of clients) socket.resume()
+  for (const client of clients) {
+    const isAll = (): boolean => client.socket.bytesRead > 8 << 20 && client.rest.endsWith('\x88\x02\x03\xe9')
+    await client.until(isAll, 'all of it, and the close frame')
+    client.socket.end()
+  }
+  t.match((await app.drained()).connections, { accepted: 4, websocket: 4, cut: 0, reset: 0 })
   await app.usr2.stop()
 })
 
