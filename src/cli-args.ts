@@ -4,9 +4,10 @@
  */
 import { isListenerKey } from './address.ts'
 import { NAME, NAME_RULE, parseDuration } from './config.ts'
+import { FLAGS } from './config-schema.ts'
 import { MAX_TIME_MS, nearest } from './config-values.ts'
 
-interface Option {
+export interface Option {
   /** With its dashes. */
   readonly flag: string
   /** What stands for its value in the help; without it the option takes none. */
@@ -37,7 +38,7 @@ const NAMED: Option = {
   rule: { says: NAME_RULE, keeps: (text) => NAME.test(text) },
 }
 const JSON_OUT: Option = { flag: '--json', means: 'JSON on stdout instead of text' }
-const TIMEOUT_RULE = {
+export const BOUND_TIME = {
   says: 'a time above 0, such as 500ms, 30s, 5m or 1h',
   keeps: (text: string) => {
     const ms = parseDuration(text)
@@ -51,7 +52,7 @@ export const RELOAD: Command = {
   options: [
     CONTROL,
     NAMED,
-    { flag: '--timeout', value: 'TIME', means: 'abort the rollout when it takes longer', rule: TIMEOUT_RULE },
+    { flag: '--timeout', value: 'TIME', means: 'abort the rollout when it takes longer', rule: BOUND_TIME },
     {
       flag: '--wait',
       value: 'WHAT',
@@ -95,7 +96,7 @@ export const STOP: Command = {
     CONTROL,
     NAMED,
     { flag: '--now', means: 'do not drain' },
-    { flag: '--timeout', value: 'TIME', means: 'wait no longer; the stop goes on', rule: TIMEOUT_RULE },
+    { flag: '--timeout', value: 'TIME', means: 'wait no longer; the stop goes on', rule: BOUND_TIME },
     JSON_OUT,
   ],
   notes: [
@@ -199,9 +200,53 @@ export function commandUsage({ name, summary, options, notes }: Command): string
   ].join('\n')
 }
 
+export interface Split {
+  readonly ours: readonly string[]
+  /** What `usr2 run` gets: its options, the entry, and all after it. */
+  readonly theirs: readonly string[]
+  readonly complaints: readonly string[]
+}
+
+/** For a command that has options of its own beside those of `usr2 run`, before the entry: which is whose is told by name. */
+export function splitOptions(command: Command, argv: readonly string[]): Split {
+  const ours: string[] = []
+  const theirs: string[] = []
+  const complaints: string[] = []
+  const known = new Map(command.options.map((option) => [option.flag, option]))
+  let at = 0
+  for (; at < argv.length; at++) {
+    const argument = argv[at] ?? ''
+    if (!argument.startsWith('-') || argument === '-' || argument === '--') break
+    const flag = argument.split('=', 1)[0] ?? ''
+    const own = known.get(flag)
+    const help = argument === '--help' || argument === '-h'
+    const to = own !== undefined || help ? ours : theirs
+    if (own === undefined && !help && !FLAGS.has(flag)) {
+      const guess = nearest(flag, [...known.keys(), ...FLAGS.keys()])
+      complaints.push(
+        `${flag} is no option of "usr2 ${command.name}"${guess === undefined ? `; "usr2 help ${command.name}" lists them.` : `; did you mean ${guess}?`}`,
+      )
+      if (argument === flag && argv[at + 1]?.startsWith('-') === false && argv[at + 2] !== undefined) at++
+      continue
+    }
+    to.push(argument)
+    const takesValue = help ? false : own === undefined || own.value !== undefined
+    const next = argv[at + 1]
+    // As in config.ts: the value of --node-args may begin with dashes.
+    const nextIsFlag = next?.startsWith('--') === true && flag !== '--node-args'
+    if (takesValue && argument === flag && next !== undefined && !nextIsFlag) {
+      to.push(next)
+      at++
+    }
+  }
+  return { ours, theirs: [...theirs, ...argv.slice(at)], complaints }
+}
+
 const SUMMARIES: readonly (readonly [string, string])[] = [
   ['run', 'run an app in the foreground: usr2 run server.js'],
   ...[RELOAD, STATUS, STOP, LS].map(({ name, summary }) => [name, summary] as const),
+  ['check', 'would this version start? Boots one worker that nobody can reach: usr2 check server.js'],
+  ['drill', 'reload an app under load and count what is lost: usr2 drill server.js'],
   ['help', 'this text, or that of one command: usr2 help reload'],
   ['version', 'the version of usr2'],
 ]

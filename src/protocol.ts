@@ -23,11 +23,13 @@ export interface WorkerTimes {
 }
 
 export interface WireAddress {
-  readonly kind: 'tcp' | 'unix'
+  readonly kind: 'tcp' | 'unix' | 'udp'
   readonly host?: string
   readonly port?: number
   readonly ipv6Only?: boolean
   readonly anyFamily?: boolean
+  readonly reuseAddr?: boolean
+  readonly reusePort?: boolean
   readonly path?: string
   readonly readableAll?: boolean
   readonly writableAll?: boolean
@@ -204,6 +206,10 @@ export type FromWorker =
   | { readonly t: 'stderr'; readonly text: string }
   /** A signal reached this worker that means "replace me". */
   | { readonly t: 'signalled'; readonly signal: string }
+  /** The app has functions for the one worker that leads (`whileLeader`). */
+  | { readonly t: 'leadership-asked' }
+  /** They have all returned: this worker leads no more. */
+  | { readonly t: 'leadership-ended' }
   | { readonly t: 'warning'; readonly text: string }
   /** A TLS server of that fingerprint (sha256, hex) listens there: which keys seal its session tickets? */
   | { readonly t: 'ticket-keys-asked'; readonly key: string; readonly fingerprint: string }
@@ -219,12 +225,18 @@ export type ToWorker =
       readonly listener: KnownListener
       readonly id: number
     }
+  /** Comes with a handle: the answer to claim `id` of a UDP address. Send by it, read nothing yet, answer `claimed`. */
+  | { readonly t: 'handle'; readonly purpose: 'bound'; readonly listener: KnownListener; readonly id: number }
   /** Comes with a handle: the grant. Accept on it, answer `opened`. */
   | { readonly t: 'handle'; readonly purpose: 'open'; readonly listener: KnownListener }
   | { readonly t: 'withdraw'; readonly key: string }
   | { readonly t: 'drain'; readonly times: WorkerTimes }
   /** Stop waiting for connections: cut what is left and go on to the app's shutdown. */
   | { readonly t: 'cut' }
+  /** This worker leads: run the app's functions for a leader. */
+  | { readonly t: 'lead' }
+  /** Abort them; answer `leadership-ended` when all have returned. */
+  | { readonly t: 'step-down' }
   /** Exit at once. */
   | { readonly t: 'exit' }
   /** A listener that the master holds since: claims for it are answered at once. */
@@ -262,14 +274,16 @@ function isWireAddress(x: unknown): x is WireAddress {
   }
   const port = x.port
   return (
-    x.kind === 'tcp' &&
+    (x.kind === 'tcp' || x.kind === 'udp') &&
     isText(x.host, 64) &&
     typeof port === 'number' &&
     Number.isInteger(port) &&
     port > 0 &&
     port < 65536 &&
     optional(x.ipv6Only, isBoolean) &&
-    optional(x.anyFamily, isBoolean)
+    optional(x.anyFamily, isBoolean) &&
+    optional(x.reuseAddr, isBoolean) &&
+    optional(x.reusePort, isBoolean)
   )
 }
 
@@ -340,6 +354,8 @@ const guards: { readonly [T in FromWorker['t']]: (m: Record<string, unknown>) =>
     isText(m.failure.stack, MAX_FAILURE_BYTES),
   stderr: (m) => isText(m.text, MAX_FAILURE_BYTES),
   signalled: (m) => isText(m.signal, 16),
+  'leadership-asked': () => true,
+  'leadership-ended': () => true,
   warning: (m) => isText(m.text, 2048),
   'ticket-keys-asked': (m) =>
     isKey(m.key) && typeof m.fingerprint === 'string' && /^[0-9a-f]{64}$/.test(m.fingerprint),

@@ -55,6 +55,8 @@ t.test('the packages hold what is needed, and nothing else', async (t) => {
     'README.md',
     'dist/cli.mjs',
     'dist/config.schema.json',
+    'dist/drill-load.mjs',
+    'dist/drill.mjs',
     'dist/index.cjs',
     'dist/index.d.cts',
     'dist/index.d.mts',
@@ -137,8 +139,9 @@ t.test('installed from its file alone, without a registry', async (t) => {
   const use = `
     usr2.ready()
     usr2.onDrain(() => { throw new Error('called') })
-    usr2.onShutdown('x', () => { throw new Error('called') })
-    console.log(JSON.stringify([usr2.supervised, usr2.generation, usr2.slot]))
+    usr2.onResume(() => { throw new Error('called') })
+    usr2.onShutdown('x', () => { throw new Error('called') }, { timeoutMs: 1 })
+    console.log(JSON.stringify([usr2.supervised, usr2.generation, usr2.slot, usr2.drainSignal.aborted]))
     console.log(typeof passing.bind, typeof passing.onReceive, schema.type)`
   for (const [file, head] of [
     [
@@ -153,11 +156,11 @@ t.test('installed from its file alone, without a registry', async (t) => {
        const schema = createRequire(import.meta.url)('usr2/config.schema.json')`,
     ],
   ] as const) {
-    await t.test(`${file}: without a supervisor everything is a no-op`, async (t) => {
+    await t.test(`${file}: without a supervisor nothing is called`, async (t) => {
       writeFileSync(join(app, file), `${head}\n${use}`)
       const said = await run(t, process.execPath, { args: [join(app, file)] })
       t.equal(said.code, 0, said.stderr)
-      t.equal(said.stdout, '[false,null,null]\nfunction function object')
+      t.equal(said.stdout, '[false,null,null,false]\nfunction function object')
     })
   }
 })
@@ -209,6 +212,11 @@ const BAD: Readonly<Record<string, readonly [file: string, text: string, complai
     'src/protocol.ts',
     `import type { Address } from './address.ts'`,
     'src/protocol.ts may not import ./address.ts',
+  ],
+  'a master that would hold the drill in memory': [
+    'src/master/run.ts',
+    `import '../drill/drill.ts'`,
+    'src/master/run.ts may not import ../drill/drill.ts',
   ],
   'a file without a place': ['src/utils.ts', '', 'src/utils.ts has no place in the house'],
 }

@@ -32,6 +32,10 @@ export interface SubjectOptions {
   readonly cli: string
   readonly workers: number
   readonly bootMs: number
+  /** Of usr2 only: another app than app.cjs, with its environment and the flags it needs. */
+  readonly app?: string
+  readonly env?: Readonly<Record<string, string>>
+  readonly flags?: readonly string[]
 }
 
 export const PEERS = ['cluster', 'pm2', 'pm2-docs', 'nginx'] as const

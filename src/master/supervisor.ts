@@ -180,6 +180,13 @@ export class Supervisor implements Face {
         if (handle) this.warnOfForce(handle, 'killed', 'is still there', 'SIGKILL')
         return handle?.signal('SIGKILL')
       }
+      case 'lead': {
+        const handle = this.handles.get(command.worker)
+        if (handle) this.log.info({ ...handle.facts, event: 'leads' }, `slot ${handle.slot} leads`)
+        return handle?.send({ t: 'lead' })
+      }
+      case 'step-down':
+        return this.handles.get(command.worker)?.send({ t: 'step-down' })
       case 'release':
         void this.listeners.release(command.key)
         this.ticketKeys.forgetListener(command.key)
@@ -311,6 +318,9 @@ export class Supervisor implements Face {
           `slot ${handle.slot} got ${message.signal}`,
         )
         return this.dispatch({ e: 'replace-asked', worker })
+      case 'leadership-asked':
+      case 'leadership-ended':
+        return this.dispatch({ e: message.t, worker })
       case 'warning':
         return this.log.warn({ ...handle.facts, event: 'worker-warning' }, message.text)
       case 'ticket-keys-asked':
@@ -686,10 +696,11 @@ export class Supervisor implements Face {
     const { phase } = worker ?? { phase: { k: 'killed' as const } }
     const opens = [...(worker?.claims ?? [])].flatMap(([key, grant]) => (grant.k === 'open' ? [key] : []))
     const leftMs = 'by' in phase ? Math.max(0, phase.by.timerAt - now) : 0
+    const stillLeads = worker?.leadership === 'steps-down' ? ', its whileLeader functions' : ''
     const waits: Record<typeof phase.k, string | null> = {
       booting: `to become ready (at most ${seconds(leftMs)} more)`,
       ready: null,
-      draining: `for ${plural(open, 'connection')}, ${plural(active, 'request')} in flight (at most ${seconds(leftMs)} more)`,
+      draining: `for ${plural(open, 'connection')}, ${plural(active, 'request')} in flight${stillLeads} (at most ${seconds(leftMs)} more)`,
       terminating: `for the app's own shutdown (at most ${seconds(leftMs)} more)`,
       dying: `for its end after SIGTERM (at most ${seconds(leftMs)} more)`,
       killed: 'for its end after SIGKILL',

@@ -37,6 +37,8 @@ export interface WorkerParts {
   /** The guest's file. */
   readonly preload: string
   readonly known: readonly KnownListener[]
+  /** A descriptor of ours for its stdout; default: our own stdout. */
+  readonly stdout?: number
   onMessage(worker: WorkerHandle, message: FromWorker): void
   onExit(worker: WorkerHandle, exit: WorkerExit): void
 }
@@ -83,7 +85,7 @@ export class WorkerHandle {
         // A session of its own: Ctrl-C and a lost terminal reach the master alone. Its output is inherited: the
         // master is not on the log path.
         detached: true,
-        stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+        stdio: ['ignore', parts.stdout ?? 'inherit', 'inherit', 'ipc'],
       },
     )
     const child: EventEmitter = this.child

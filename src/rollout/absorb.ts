@@ -116,6 +116,12 @@ function absorbWorkerFact(
           by: draft.in(policyOf(draft, worker).shutdownTimeoutMs),
         },
       })
+    case 'leadership-asked':
+      if (worker.leadership === 'none') draft.setWorker({ ...worker, leadership: 'asked' })
+      return
+    case 'leadership-ended':
+      if (worker.leadership === 'asked') return
+      return draft.setWorker({ ...worker, leadership: 'none' })
     case 'replace-asked': {
       const slot = draft.generation(worker.generation)?.slots[worker.slot]
       if (slot?.state.k !== 'filled' || slot.state.by !== worker.id) return

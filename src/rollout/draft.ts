@@ -128,6 +128,7 @@ export class Draft {
       claims: new Map(),
       listensPrivately: false,
       saidReady: false,
+      leadership: 'none',
     })
     this.order({ c: 'spawn', worker: id, generation: generation.id, slot })
     return id

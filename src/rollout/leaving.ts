@@ -10,12 +10,15 @@ export function leaveIfSpare(draft: Draft, worker: Worker, why: Leave): void {
   if (worker.phase.k === 'booting') draft.setWorker({ ...worker, phase: { k: 'ready', since: draft.at } })
 }
 
-/** Tells a worker to drain and go, once. One that never accepted has nothing to drain: only its shutdown is left. */
+/**
+ * Tells a worker to drain and go, once. One that never accepted and does not lead has nothing to finish: only its
+ * shutdown is left.
+ */
 export function leave(draft: Draft, worker: Worker, why: Leave): void {
   if (worker.phase.k !== 'booting' && worker.phase.k !== 'ready') return
   const { drainTimeoutMs, shutdownTimeoutMs } = policyOf(draft, worker)
   const phase: WorkerPhase =
-    everOpened(worker) || worker.listensPrivately
+    everOpened(worker) || worker.listensPrivately || worker.leadership === 'leads'
       ? { k: 'draining', why, by: draft.in(drainTimeoutMs) }
       : { k: 'terminating', why, by: draft.in(shutdownTimeoutMs) }
   draft.setWorker(leaving(worker, phase))

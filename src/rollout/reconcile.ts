@@ -1,6 +1,7 @@
 /** Last part of a step: compares what is with what should be. The only producer of spawn, open and release. */
 import { LEAVING_GRACE_MS } from './absorb.ts'
 import { Draft, policyOf } from './draft.ts'
+import { reconcileLeadership } from './leadership.ts'
 import { leave, leaveIfSpare } from './leaving.ts'
 import { currentOf, fills, gateIsOpen, roleOf, workersOf } from './questions.ts'
 import type { GenerationId, ListenerKey, SlotIndex, Worker } from './state.ts'
@@ -24,6 +25,7 @@ export function reconcile(draft: Draft): void {
     }
   }
   limitDraining(draft)
+  reconcileLeadership(draft)
   releaseDropped(draft)
 }
 

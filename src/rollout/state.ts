@@ -68,6 +68,9 @@ export type WorkerPhase =
   /** SIGKILL sent. */
   | { readonly k: 'killed'; readonly why: Leave }
 
+/** `steps-down`: it was told to, and its functions have not all returned yet. */
+export type Leadership = 'none' | 'asked' | 'leads' | 'steps-down'
+
 export interface Worker {
   readonly id: WorkerId
   readonly generation: GenerationId
@@ -77,6 +80,7 @@ export interface Worker {
   /** Listens on an address of its own (port 0), which the master does not hold. */
   readonly listensPrivately: boolean
   readonly saidReady: boolean
+  readonly leadership: Leadership
 }
 
 export type SlotState =
@@ -179,6 +183,9 @@ export type Fact =
   | { readonly e: 'drain-began'; readonly worker: WorkerId; readonly timeoutMs: Ms }
   | { readonly e: 'worker-drained'; readonly worker: WorkerId }
   | { readonly e: 'replace-asked'; readonly worker: WorkerId }
+  | { readonly e: 'leadership-asked'; readonly worker: WorkerId }
+  /** All its functions for a leader have returned: by themselves, or because it was told to step down. */
+  | { readonly e: 'leadership-ended'; readonly worker: WorkerId }
   | {
       readonly e: 'worker-exited'
       readonly worker: WorkerId
@@ -249,6 +256,9 @@ export type Command =
   /** SIGTERM: exit at once. */
   | { readonly c: 'terminate'; readonly worker: WorkerId }
   | { readonly c: 'kill'; readonly worker: WorkerId }
+  /** It is the one worker that leads, until it says that it does no more or ends. */
+  | { readonly c: 'lead'; readonly worker: WorkerId }
+  | { readonly c: 'step-down'; readonly worker: WorkerId }
   | { readonly c: 'release'; readonly key: ListenerKey }
   | { readonly c: 'unpin'; readonly generation: GenerationId }
   | { readonly c: 'answer'; readonly ask: AskId; readonly verdict: Verdict }

@@ -5,7 +5,7 @@
  *   absorb     take the fact in
  *   expire     act on every timer that has run out
  *   conclude   move the top: serving, shifting, promoted, rolled back, ended
- *   reconcile  compare what is with what should be; the only producer of spawn, open, drain and release
+ *   reconcile  compare what is with what should be; the only producer of spawn, open, lead, drain and release
  * `conclude` and `reconcile` repeat until nothing changes, so that one event carries as far as it can.
  *
  * `step` is total: a fact about a worker that is not known (any more), or that its phase has no use for, changes

@@ -36,13 +36,31 @@ function connectionUnder(session: ServerHttp2Session | undefined): Connection | 
   return connection
 }
 
+/** How long a client that has just connected may take to send its first request. */
+const FIRST_STREAM_MS = 1_000
+
 export function watchHttp2(ledger: Ledger): Http2 {
   const sessions = new Set<ServerHttp2Session>()
+  /**
+   * When they began, until their first stream. Mostly those are clients that another server, or our own GOAWAY on their
+   * last connection, has just sent away, with the refused calls on their way again. A GOAWAY at once would refuse them a
+   * second time, and gRPC clients send a call again only once (gRFC A6, transparent retries). So the first streams of
+   * such a session are served.
+   */
+  const fresh = new Map<ServerHttp2Session, number>()
   let leaving = false
 
   const leave = (session: ServerHttp2Session): void => {
-    if (session.closed || session.destroyed) return
-    session.close()
+    const close = (): void => {
+      clearTimeout(timer)
+      if (!session.closed && !session.destroyed) session.close()
+    }
+    const since = fresh.get(session)
+    const leftMs = since === undefined ? 0 : since + FIRST_STREAM_MS - performance.now()
+    const timer = leftMs > 0 ? setTimeout(close, leftMs).unref() : undefined
+    if (!timer) return close()
+    // After all that came in the same read.
+    session.once('stream', () => setImmediate(close))
   }
 
   return {
@@ -50,13 +68,17 @@ export function watchHttp2(ledger: Ledger): Http2 {
       if (!isHttp2(server)) return
       server.on('session', (session) => {
         sessions.add(session)
-        session.once('close', () => sessions.delete(session))
+        fresh.set(session, performance.now())
+        session.once('stream', () => fresh.delete(session))
+        session.once('close', () => {
+          sessions.delete(session)
+          fresh.delete(session)
+        })
         // Node tells of an h2c session before it tells of its connection.
         process.nextTick(() => void connectionUnder(session))
-        // Accepted before the drain, handshake finished after: its first streams are on their way already, and a
-        // GOAWAY before the server's SETTINGS would be an error. Nor in the turn of the client's SETTINGS: its first
-        // request comes in the same packet, is parsed after them, and would be refused.
-        if (leaving) session.once('remoteSettings', () => setImmediate(() => leave(session)))
+        // Accepted before the drain, handshake finished after: its first streams are on their way already. (And a GOAWAY
+        // before the server's SETTINGS, or in the turn of the client's, would be an error or refuse them.)
+        if (leaving) leave(session)
       })
       server.on('stream', (stream, headers) => {
         const connection = connectionUnder(stream.session as ServerHttp2Session | undefined)

@@ -9,6 +9,8 @@ import { isMainThread } from 'node:worker_threads'
 import { onReceive } from 'native-free-fd-passing'
 import { GUEST_ENV, PROTOCOL_VERSION, toWorker } from '../protocol.ts'
 import type { GuestConfig } from '../protocol.ts'
+import { faceApp } from './app-face.ts'
+import { claimUdp } from './claim-udp.ts'
 import { claimListeners } from './claim.ts'
 import { prepareDrain, promiseMs } from './drain.ts'
 import { reportFailures } from './failure.ts'
@@ -17,21 +19,12 @@ import { watchHttp2 } from './http2.ts'
 import { raiseKeepAlive, watchProxies } from './keep-alive.ts'
 import { keepPaths } from './keep-path.ts'
 import { Ledger } from './ledger.ts'
+import { prepareLeadership } from './leadership.ts'
 import { connectLink } from './link.ts'
 import { shutDownApp } from './shutdown.ts'
-import type { Closer } from './shutdown.ts'
 import { keepSignals } from './signals.ts'
 import { shareTlsTickets } from './tls-tickets.ts'
 import { watchUpgrades } from './upgraded.ts'
-
-/** What `usr2` finds from within the app (src/index.ts), whatever its copy or version. */
-export interface Guest {
-  readonly generation: number
-  readonly slot: number
-  ready(): void
-  onDrain(listener: (deadlineMs: number) => unknown): void
-  onShutdown(name: string, close: () => unknown): void
-}
 
 const COUNTS_EVERY_MS = 1_000
 
@@ -53,9 +46,15 @@ function start(config: GuestConfig): void {
   const tickets = shareTlsTickets(link)
   const servers = new Set<net.Server>()
   const paths = keepPaths(config.pwd)
-  const closers: Closer[] = []
-  const drainListeners: ((deadlineMs: number) => unknown)[] = []
   const warn = (text: string): void => link.send({ t: 'warning', text })
+  const leadership = prepareLeadership(link, warn)
+  const app = faceApp({
+    generation: config.generation,
+    slot: config.slot,
+    leadership,
+    ready: () => link.send({ t: 'ready' }),
+    warn,
+  })
   let times = config.times
 
   const claims = claimListeners({
@@ -75,25 +74,34 @@ function start(config: GuestConfig): void {
     },
   })
 
+  const udp = claimUdp(link, warn)
   const drain = prepareDrain({
     ledger,
     http1,
     http2,
     servers,
     websocketDrain: config.websocketDrain,
-    withdrawAll: () => claims.withdrawAll(),
+    withdrawAll() {
+      claims.withdrawAll()
+      udp.withdrawAll()
+    },
     onBegin(timeoutMs) {
       link.send({ t: 'draining', timeoutMs })
-      for (const listener of drainListeners) callSafely(() => listener(timeoutMs), 'onDrain', warn)
+      app.drains(timeoutMs)
     },
     onOver(counts, cut, slowest) {
-      link.send({ t: 'drained', counts, cut, slowest })
-      const stay = link.hold()
-      const release = (): void => {
-        signals.release()
-        stay()
+      const shutDown = (): void => {
+        link.send({ t: 'drained', counts, cut, slowest })
+        const stay = link.hold()
+        const release = (): void => {
+          signals.release()
+          stay()
+        }
+        void shutDownApp({ closers: app.closers, timeoutMs: times.shutdownTimeoutMs, release, warn })
       }
-      void shutDownApp({ closers, timeoutMs: times.shutdownTimeoutMs, release, warn })
+      // The job at which a leader is has the time of the drain, as a request has, also where there are no connections;
+      // and a datagram that was read has its moment to be answered.
+      leadership.whenReturned(() => udp.whenQuiet(times.drainTimeoutMs, shutDown))
     },
     onDied: (counts, lost) => link.send({ t: 'died', counts, lost }),
   })
@@ -115,13 +123,21 @@ function start(config: GuestConfig): void {
         times = message.times
         return drain.begin(times)
       case 'cut':
-        return drain.cut()
+        drain.cut()
+        leadership.cut()
+        return udp.cut()
+      case 'lead':
+        return leadership.lead()
+      case 'step-down':
+        return leadership.stepDown()
       case 'exit':
         return process.exit(1)
       case 'ticket-keys':
         return tickets.take(message)
       default:
-        return claims.handle(message)
+        if (message.t === 'withdraw') app.withdrawn()
+        claims.handle(message)
+        return udp.handle(message)
     }
   })
   onReceive((socket, message) => {
@@ -132,8 +148,10 @@ function start(config: GuestConfig): void {
       failures.stopListening()
     }
     // A proof is given also in a drain: else the app would never hear of its `listen`, nor would anybody else who asks
-    // the master for that address before this worker has gone.
-    claims.receive(socket, order)
+    // the master for that address before this worker has gone. And an app that binds a datagram socket may send.
+    if (socket.kind === 'udp') udp.receive(socket, order)
+    else claims.receive(socket, order)
+    if (order.purpose === 'open') app.granted()
   })
   // The master died: nobody will replace this worker, and its listeners may be bound anew by the next master.
   link.onLost(() => drain.begin(times))
@@ -148,14 +166,7 @@ function start(config: GuestConfig): void {
     link.send({ t: 'counts', counts })
   }, COUNTS_EVERY_MS).unref()
 
-  const guest: Guest = {
-    generation: config.generation,
-    slot: config.slot,
-    ready: () => link.send({ t: 'ready' }),
-    onDrain: (listener) => void drainListeners.push(listener),
-    onShutdown: (name, close) => void closers.push({ name, close }),
-  }
-  Object.defineProperty(globalThis, Symbol.for('usr2.guest.v1'), { value: guest })
+  Object.defineProperty(globalThis, Symbol.for('usr2.guest.v1'), { value: app.guest })
   link.send({ t: 'hello', version: PROTOCOL_VERSION, node: process.versions.node })
 }
 
@@ -166,17 +177,6 @@ function warnOfPromise(server: net.Server, drainTimeoutMs: number, warn: (text: 
     `this app promises its clients to keep idle connections (keepAliveTimeout) longer than the drain timeout of ` +
       `${drainTimeoutMs / 1000} s: drains will take up to ${neededMs / 1000} s`,
   )
-}
-
-function callSafely(call: () => unknown, what: string, warn: (text: string) => void): void {
-  const complain = (error: unknown): void =>
-    warn(`${what} of the app failed: ${error instanceof Error ? error.message : String(error)}`)
-  try {
-    const result = call()
-    if (result instanceof Promise) result.catch(complain)
-  } catch (error) {
-    complain(error)
-  }
 }
 
 /** `fork()` and tools pass `process.execArgv` on; the copy of the guest may be gone by then. */

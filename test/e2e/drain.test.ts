@@ -3,7 +3,7 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import type { Test } from 'tap'
-import { Load } from '../../scripts/bench/load.ts'
+import { Load } from '../../src/drill/load.ts'
 import { expectNoneFailed, untilServed } from '../helpers/load.ts'
 import { openRaw, request, type RawClient } from '../helpers/raw-client.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
@@ -501,10 +501,10 @@ t.test('the app closes its server and its idle connections itself', async (t) =>
   await t.test('when it is told of the drain', async (t) => {
     const app = await startApp(t, { env: { CLOSE_ON_DRAIN: '1' } })
     const [idle, waiting] = await Promise.all([openIdle(t, app), app.open()])
-    waiting.get('/later?ms=300')
-    await app.said('got /later?ms=300')
+    waiting.get('/gated')
+    await app.said('got /gated')
     await replace(app)
-    saysClose(t, (await idle.get('/now').response()).head, 'an idle connection')
+    saysClose(t, (await idle.get('/open').response()).head, 'an idle connection')
     saysClose(t, (await waiting.response()).head, 'what was in flight')
     await app.said('server closed')
     await app.usr2.stop()

@@ -3,8 +3,8 @@ import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import type { Traffic } from '../../scripts/bench/load.ts'
-import type { RemoteLoad, RemoteLoadOptions } from '../../scripts/bench/start-load.ts'
+import type { Traffic } from '../../src/drill/load.ts'
+import type { RemoteLoad, RemoteLoadOptions } from '../../src/drill/start-load.ts'
 import { getJson } from '../helpers/http.ts'
 import { expectNoneFailed, loadUnder } from '../helpers/load.ts'
 import { start } from '../helpers/spawn.ts'
@@ -56,6 +56,8 @@ const plain: Record<string, PlainGuest> = {
   Express: { file: 'guests/express.cjs', package: 'express' },
   Fastify: { file: 'guests/fastify.mjs', package: 'fastify' },
   Koa: { file: 'guests/koa.cjs', package: 'koa' },
+  Hapi: { file: 'guests/hapi.mjs', package: '@hapi/hapi' },
+  Hono: { file: 'guests/hono.mjs' },
   'one port and a private one': { file: 'guests/private-and-public.cjs' },
 }
 

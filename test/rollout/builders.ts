@@ -35,7 +35,16 @@ export const open: Grant = { k: 'open' }
 
 export function worker(id: number, phase: WorkerPhase, claims: Record<ListenerKey, Grant> = {}): Worker {
   const grants = new Map(Object.entries(claims))
-  return { id, generation: 1, slot: id - 1, phase, claims: grants, listensPrivately: false, saidReady: false }
+  return {
+    id,
+    generation: 1,
+    slot: id - 1,
+    phase,
+    claims: grants,
+    listensPrivately: false,
+    saidReady: false,
+    leadership: 'none',
+  }
 }
 
 export function slotOf(by: number, wants: readonly ListenerKey[] | null): Slot {

@@ -37,6 +37,13 @@ const whyOf = (worker: Worker | undefined): string =>
 const accepts = (worker: Worker, key: ListenerKey): boolean =>
   worker.phase.k === 'ready' && worker.claims.get(key)?.k === 'open'
 
+const mayLead = (state: State, worker: Worker): boolean =>
+  worker.phase.k === 'ready' && worker.generation === currentOf(state.top)
+
+function madeLeader(commands: readonly Command[]): WorkerId[] {
+  return commands.flatMap((command) => (command.c === 'lead' ? [command.worker] : []))
+}
+
 function ended({
   commands,
 }: Seen): (Extract<Command, { c: 'announce' }>['what'] & { a: 'rollout-ended' }) | undefined {
@@ -351,6 +358,54 @@ function laws(plan: Plan): Record<string, Law> {
       }
     },
 
+    'never two leaders at the same time'({ world, commands }) {
+      for (const id of madeLeader(commands)) {
+        const other = [...world.processes.values()].find(
+          ({ leadership }) => leadership === 'leads' || leadership === 'steps-down',
+        )
+        must(other === undefined, `worker ${id} is to lead while worker ${other?.id} does`)
+      }
+      must(madeLeader(commands).length <= 1, 'two are to lead')
+    },
+
+    'only a ready worker of the current generation that asked is made the leader'({
+      world,
+      after,
+      commands,
+    }) {
+      for (const id of madeLeader(commands)) {
+        const worker = after.workers.get(id)
+        must(worker !== undefined && mayLead(after, worker), `worker ${id} is to lead`)
+        must(world.processes.get(id)?.leadership === 'asked', `worker ${id} did not ask to lead`)
+      }
+    },
+
+    'whenever someone can lead, someone does'({ world, after, commands }) {
+      const leads = [...world.processes.values()].some(
+        ({ leadership }) => leadership === 'leads' || leadership === 'steps-down',
+      )
+      if (leads || madeLeader(commands).length > 0) return
+      for (const worker of after.workers.values()) {
+        if (!mayLead(after, worker)) continue
+        must(
+          world.processes.get(worker.id)?.leadership !== 'asked',
+          `worker ${worker.id} waits, and nobody leads`,
+        )
+      }
+    },
+
+    'a leader that may lead no more is told so, once'({ world, after, commands }) {
+      const told = commands.flatMap((command) => (command.c === 'step-down' ? [command.worker] : []))
+      for (const { id, leadership } of world.processes.values()) {
+        const worker = after.workers.get(id)
+        if (leadership === 'leads' && worker !== undefined) {
+          must(told.includes(id) !== mayLead(after, worker), `worker ${id} leads on, or is told for nothing`)
+        } else {
+          must(!told.includes(id), `worker ${id} does not lead, and is told to lead no more`)
+        }
+      }
+    },
+
     'at most maxDraining old generations drain'({ after }) {
       const current = after.generations.get(currentOf(after.top) ?? -1)
       if (current === undefined) return
@@ -392,10 +447,13 @@ const deed: fc.Arbitrary<Deed> = fc.oneof(
     weight: 1,
     arbitrary: fc.constantFrom<Deed>({ k: 'listen-privately' }, { k: 'say-ready' }, { k: 'ask-replacement' }),
   },
+  { weight: 2, arbitrary: fc.constant<Deed>({ k: 'ask-leadership' }) },
   { weight: 1, arbitrary: fc.constantFrom<Deed>({ k: 'crash' }, { k: 'be-stillborn' }) },
 )
 const deeds = (most: number, within: number): fc.Arbitrary<Behaviour['deeds']> =>
   fc.array(fc.record({ afterMs: ms(within), deed }), { maxLength: most })
+
+const never = fc.constant('never' as const)
 
 /** Listens on the usual, says so, leaves when told; now and then does something odd later. */
 const sane: fc.Arbitrary<Behaviour> = fc
@@ -406,12 +464,16 @@ const sane: fc.Arbitrary<Behaviour> = fc
     shutdown: ms(100),
     odd: deeds(2, 9_000),
     two: fc.boolean(),
+    asksToLead: fc.option(ms(600)),
+    leads: fc.oneof(never, ms(3_000)),
+    stepsDown: ms(1_500),
   })
-  .map(({ bootMs, open, drain, shutdown, odd, two }) => ({
+  .map(({ bootMs, open, drain, shutdown, odd, two, asksToLead, leads, stepsDown }) => ({
     deeds: [
       { afterMs: bootMs, deed: { k: 'claim', key: KEYS[0] } },
       ...(two ? [{ afterMs: bootMs, deed: { k: 'claim', key: KEYS[1] } } as const] : []),
       { afterMs: bootMs + 10, deed: { k: 'say-ready' } },
+      ...(asksToLead === null ? [] : [{ afterMs: asksToLead, deed: { k: 'ask-leadership' } } as const]),
       ...odd,
     ],
     open,
@@ -419,10 +481,11 @@ const sane: fc.Arbitrary<Behaviour> = fc
     tellsWithdrawals: true,
     drain,
     shutdown,
+    leads,
+    stepsDown,
     terminate: 5,
   }))
 
-const never = fc.constant('never' as const)
 const wild: fc.Arbitrary<Behaviour> = fc.record({
   deeds: deeds(8, 6_000),
   open: fc.oneof(ms(1_000), never, fc.constant('fails' as const)),
@@ -430,6 +493,8 @@ const wild: fc.Arbitrary<Behaviour> = fc.record({
   tellsWithdrawals: fc.boolean(),
   drain: fc.oneof(ms(6_000), never),
   shutdown: fc.oneof(ms(3_000), never),
+  leads: fc.oneof(ms(3_000), never),
+  stepsDown: fc.oneof(ms(3_000), never),
   terminate: fc.oneof(ms(800), fc.constant('ignored' as const)),
 })
 
@@ -468,6 +533,8 @@ const operation: fc.Arbitrary<Operation> = fc.oneof(
         'worker-drained' as const,
         'drain-began' as const,
         'replace-asked' as const,
+        'leadership-asked' as const,
+        'leadership-ended' as const,
         'worker-exited' as const,
       ),
     }),
@@ -619,6 +686,8 @@ t.test('the laws hold after every step of every world', async (t) => {
     'replacement-failed',
     'crowded-out',
     'kill',
+    'lead',
+    'step-down',
   ]
   for (const what of seldom) t.ok((census.get(what) ?? 0) > 50, `${what} happened`)
 })

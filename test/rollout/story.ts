@@ -114,6 +114,8 @@ function factsOf(verb: string, words: readonly string[]): Fact[] {
     case 'said-ready':
     case 'worker-drained':
     case 'replace-asked':
+    case 'leadership-asked':
+    case 'leadership-ended':
       return [{ e: verb, worker }]
     case 'worker-exited': {
       const stillborn = second === 'stillborn'
@@ -182,6 +184,10 @@ function wordsOf(command: Exclude<Command, { c: 'answer' }>): string {
       return `send SIGTERM to w${command.worker}`
     case 'kill':
       return `send SIGKILL to w${command.worker}`
+    case 'lead':
+      return `let w${command.worker} lead`
+    case 'step-down':
+      return `tell w${command.worker} to lead no more`
     case 'release':
       return `release ${command.key}`
     case 'unpin':
@@ -234,6 +240,9 @@ function standing(state: State): string {
         ? `${top.k}, generation ${top.current}`
         : top.k
   const next = deadline(state)
-  const workers = [...state.workers.values()].map(({ id, phase }: Worker) => `w${id} ${phase.k}`)
+  const workers = [...state.workers.values()].map(({ id, phase, leadership }: Worker) => {
+    const leads = leadership === 'leads' || leadership === 'steps-down' ? ` (${leadership})` : ''
+    return `w${id} ${phase.k}${leads}`
+  })
   return `=> ${[where, workers.join(', '), next === null ? '' : `next at ${next}`].filter(Boolean).join('; ')}`
 }

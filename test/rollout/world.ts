@@ -30,6 +30,7 @@ export type Deed =
   | { readonly k: 'listen-privately' }
   | { readonly k: 'say-ready' }
   | { readonly k: 'ask-replacement' }
+  | { readonly k: 'ask-leadership' }
   | { readonly k: 'crash' }
   | { readonly k: 'be-stillborn' }
 
@@ -47,6 +48,9 @@ export interface Behaviour {
   readonly drain: Ms | 'never'
   /** From then until its own shutdown has ended. */
   readonly shutdown: Ms | 'never'
+  /** From the order to lead until its functions return by themselves, and from the order to step down. */
+  readonly leads: Ms | 'never'
+  readonly stepsDown: Ms | 'never'
   /** From SIGTERM. */
   readonly terminate: Ms | 'ignored'
 }
@@ -93,6 +97,9 @@ export interface Process {
   readonly accepting: Set<ListenerKey>
   isLeaving: boolean
   isShuttingDown: boolean
+  leadership: 'none' | 'asked' | 'leads' | 'steps-down'
+  /** How often it was made the leader. */
+  terms: number
 }
 
 /** One step, between the decision and its effects: the world's books are as they were when it was decided. */
@@ -267,6 +274,8 @@ export class World {
       ((e === 'opened' && !live.copies.has(key)) ||
         (e === 'open-failed' && !live.copies.has(key)) ||
         (e === 'withdrawn' && !live.isLeaving) ||
+        (e === 'leadership-ended' && live.leadership === 'asked') ||
+        (e === 'leadership-asked' && live.leadership !== 'none') ||
         ((e === 'worker-drained' || e === 'drain-began') && !live.isLeaving))
     return { e, ...gone, ...(isHarmless ? { worker: live.id } : {}) } as Fact
   }
@@ -296,6 +305,14 @@ export class World {
         return this.signal(command.worker, (process) => process.behaviour.terminate, 'terminated')
       case 'kill':
         return this.signal(command.worker, () => KILL_MS, 'killed')
+      case 'lead':
+        return this.lead(command.worker)
+      case 'step-down': {
+        const process = this.processes.get(command.worker)
+        if (process === undefined) return
+        process.leadership = 'steps-down'
+        return this.endTerm(process, process.behaviour.stepsDown)
+      }
       case 'release':
         this.bound.delete(command.key)
         return
@@ -326,6 +343,8 @@ export class World {
       accepting: new Set(),
       isLeaving: false,
       isShuttingDown: false,
+      leadership: 'none',
+      terms: 0,
     })
     for (const { afterMs, deed } of behaviour.deeds)
       this.whileAlive(id, afterMs, (process) => this.doDeed(process, deed))
@@ -347,6 +366,10 @@ export class World {
         return { e: 'listened-privately', worker }
       case 'say-ready':
         return { e: 'said-ready', worker }
+      case 'ask-leadership':
+        if (process.leadership !== 'none') return null
+        process.leadership = 'asked'
+        return { e: 'leadership-asked', worker }
       case 'ask-replacement':
         return { e: 'replace-asked', worker }
       case 'crash':
@@ -380,6 +403,24 @@ export class World {
       if (open === 'fails') return { e: 'open-failed', worker: id, key, reason: 'EMFILE' }
       process.accepting.add(key)
       return { e: 'opened', worker: id, key }
+    })
+  }
+
+  private lead(id: WorkerId): void {
+    const process = this.processes.get(id)
+    if (process === undefined) return
+    process.leadership = 'leads'
+    process.terms++
+    this.endTerm(process, process.behaviour.leads)
+  }
+
+  private endTerm(process: Process, afterMs: Ms | 'never'): void {
+    const { terms } = process
+    this.whileAlive(process.id, afterMs, () => {
+      if (process.terms !== terms || process.leadership === 'none' || process.leadership === 'asked')
+        return null
+      process.leadership = 'none'
+      return { e: 'leadership-ended', worker: process.id }
     })
   }
 

@@ -1,0 +1,200 @@
+/**
+ * `usr2 check`: would this version start? One worker of it is booted with everything that a generation pins, and asked
+ * to leave again. It binds nothing: each `listen` is answered as if the address were held by a master already, so the
+ * app goes on as it would, and no client can reach it. A running master is not touched.
+ *
+ * What the app does as it boots, it does: a migration runs, a consumer begins to read. `USR2_CHECK=1` tells it not to.
+ */
+import { bind } from 'native-free-fd-passing'
+import { listenerKey } from '../address.ts'
+import type { Address } from '../address.ts'
+import { CMD } from '../protocol.ts'
+import type { FromWorker, WireAddress } from '../protocol.ts'
+import type { Pinned } from './generation.ts'
+import { leftovers, signalGroup } from './leftovers.ts'
+import { rssBytes } from './memory.ts'
+import { seconds } from './words.ts'
+import { WorkerHandle } from './worker-handle.ts'
+
+/** How long a worker that is ready is watched on: more listeners may come, or an error. */
+const WATCH_MS = 500
+/** A datagram socket has to be there: the app may send by it. This one nobody knows. */
+const NOWHERE = { kind: 'udp', host: '127.0.0.1', port: 0 } as const
+const HANDOVER_TIMEOUT_MS = 5_000
+
+export interface CheckReport {
+  readonly ok: boolean
+  /** Why not, in whole sentences. */
+  readonly reasons: readonly string[]
+  /** What is no reason against it, and should be known. */
+  readonly warnings: readonly string[]
+  readonly entry: string
+  readonly cwd: string
+  readonly version: string
+  readonly node: string
+  /** What it listens on. */
+  readonly listeners: readonly string[]
+  /** From its start until it was ready; null: it never was. */
+  readonly bootMs: number | null
+  /** Resident memory of the one worker once it was ready. */
+  readonly rssBytes: number | null
+  /** From the order to leave to its end; null: it did not leave by itself. */
+  readonly shutdownMs: number | null
+}
+
+export interface CheckParts {
+  readonly pinned: Pinned
+  /** The guest's file. */
+  readonly preload: string
+  /** Listeners of the running generation: a version without them would be rolled back. */
+  readonly wanted: readonly string[]
+  /** Ends the check early: Ctrl-C. */
+  readonly signal: AbortSignal
+}
+
+export async function checkVersion({ pinned, preload, wanted, signal }: CheckParts): Promise<CheckReport> {
+  const { policy } = pinned
+  const reasons: string[] = []
+  const warnings: string[] = []
+  const listeners = new Set<string>()
+  let bootMs: number | null = null
+  let rss: number | null = null
+  let shutdownMs: number | null = null
+  let hasLeft = false
+  let saidReady = false
+  let isPrivate = false
+
+  const events = new EventTarget()
+  const tell = (): void => void events.dispatchEvent(new Event('change'))
+  const worker = new WorkerHandle({
+    id: 0,
+    generation: 0,
+    slot: 0,
+    name: pinned.config.name,
+    pinned: { ...pinned, env: { ...pinned.env, USR2_CHECK: '1' } },
+    preload,
+    known: [],
+    // Ours has the report.
+    stdout: 2,
+    onMessage(worker, message) {
+      onMessage(worker, message)
+      tell()
+    },
+    onExit(_, { reason }) {
+      hasLeft = true
+      ended = reason
+      tell()
+    },
+  })
+  let ended = ''
+
+  const onMessage = (worker: WorkerHandle, message: FromWorker): void => {
+    switch (message.t) {
+      case 'claim':
+        return answer(worker, message.id, message.address)
+      case 'claimed':
+        return void listeners.add(message.key)
+      case 'unclaimed':
+        return void listeners.delete(message.key)
+      case 'private':
+        isPrivate = true
+        return
+      case 'ready':
+        saidReady = true
+        return
+      case 'warning':
+        return void warnings.push(message.text)
+      default:
+        return
+    }
+  }
+
+  const until = (fact: () => boolean, timeoutMs: number): Promise<boolean> =>
+    new Promise((resolve) => {
+      const look = (): void => {
+        if (!fact() && !hasLeft && !signal.aborted) return
+        clearTimeout(timer)
+        events.removeEventListener('change', look)
+        signal.removeEventListener('abort', look)
+        resolve(fact())
+      }
+      const timer = setTimeout(() => {
+        events.removeEventListener('change', look)
+        signal.removeEventListener('abort', look)
+        resolve(fact())
+      }, timeoutMs)
+      events.addEventListener('change', look)
+      signal.addEventListener('abort', look)
+      look()
+    })
+
+  const missing = (): string[] => wanted.filter((key) => !listeners.has(key))
+  const isReady = (): boolean =>
+    policy.ready === 'message'
+      ? saidReady
+      : (listeners.size > 0 || (isPrivate && wanted.length === 0)) && missing().length === 0
+  if (await until(isReady, policy.startTimeoutMs)) {
+    bootMs = performance.now() - worker.startedAt
+    await until(() => false, WATCH_MS)
+    rss = worker.pid === null ? null : rssBytes(worker.pid)
+  }
+  if (signal.aborted) reasons.push('The check was interrupted.')
+  else if (hasLeft) reasons.push(`The new version does not stay up: ${ended}.`)
+  else if (bootMs === null) reasons.push(notReady(pinned, [...listeners], missing()))
+
+  const asked = performance.now()
+  const { drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs } = policy
+  worker.send({ t: 'drain', times: { drainTimeoutMs, shutdownTimeoutMs } })
+  const leaveMs = shutdownTimeoutMs + killTimeoutMs
+  if (!hasLeft && (await until(() => hasLeft, leaveMs))) shutdownMs = performance.now() - asked
+  if (!hasLeft) {
+    warnings.push(`it did not leave within ${seconds(leaveMs)} of being asked to, and was killed`)
+    worker.signal('SIGKILL')
+    await until(() => hasLeft, killTimeoutMs)
+  }
+  const left = worker.pid === null ? [] : leftovers(worker.pid)
+  if (worker.pid !== null && left.length > 0) {
+    warnings.push(`it left running: ${left.map(({ pid, command }) => `${pid} (${command})`).join(', ')}`)
+    signalGroup(worker.pid, 'SIGKILL')
+  }
+  return {
+    ok: reasons.length === 0,
+    reasons,
+    warnings,
+    entry: pinned.entry,
+    cwd: pinned.cwd,
+    version: pinned.version,
+    node: pinned.nodeVersion,
+    listeners: [...listeners],
+    bootMs: bootMs === null ? null : Math.round(bootMs),
+    rssBytes: rss,
+    shutdownMs: shutdownMs === null ? null : Math.round(shutdownMs),
+  }
+}
+
+function answer(worker: WorkerHandle, id: number, wire: WireAddress): void {
+  const address = wire as Address
+  const key = listenerKey(address)
+  if (address.kind === 'unix') return worker.send({ t: 'answer', id, ok: { key, bound: null } })
+  const family = address.host.includes(':') ? 'IPv6' : 'IPv4'
+  const listener = { key, bound: { address: address.host, family, port: address.port } }
+  if (address.kind === 'tcp') return worker.send({ t: 'answer', id, ok: listener })
+  const socket = bind(NOWHERE)
+  const message = { cmd: CMD, t: 'handle', purpose: 'bound', listener, id }
+  socket
+    .sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS })
+    .catch(() => {
+      worker.send({ t: 'answer', id, error: { code: 'ECANCELED', errno: -125, syscall: 'bind' } })
+    })
+    .finally(() => socket.close())
+}
+
+function notReady({ policy }: Pinned, listeners: readonly string[], missing: readonly string[]): string {
+  const within = `within the start timeout of ${seconds(policy.startTimeoutMs)}`
+  if (policy.ready === 'message') return `The new version did not say that it is ready ${within}.`
+  if (listeners.length === 0) return `The new version did not listen on anything ${within}.`
+  return (
+    `The new version does not listen on ${missing.join(', ')}, as the running one does, ${within}: a reload would be ` +
+    `rolled back (unless with --drop). It listens on ${listeners.join(', ')}.`
+  )
+}
