@@ -18,8 +18,11 @@ const MAX_PASSES = 5
 /** Whether a process of ours at {@link BOOT_NICE} may be raised to our own niceness again. */
 export function canRaise(read: (path: string) => string = (path) => readFileSync(path, 'utf8')): boolean {
   try {
+    // In a user namespace (rootless and LXC containers, PrivateUsers=) root seems to have it, but setpriority(2) asks for it
+    // in the first namespace: a worker would never come up again (user_namespaces(7); the first one maps all ids).
+    const isFirst = /^\s*0\s+0\s+4294967295\s*$/.test(read('/proc/self/uid_map'))
     const capabilities = /^CapEff:\s*([0-9a-f]+)/m.exec(read('/proc/self/status'))?.[1] ?? '0'
-    if ((BigInt(`0x${capabilities}`) >> CAP_SYS_NICE) & 1n) return true
+    if (isFirst && (BigInt(`0x${capabilities}`) >> CAP_SYS_NICE) & 1n) return true
     const limit = /^Max nice priority\s+(\d+)/m.exec(read('/proc/self/limits'))?.[1] ?? '0'
     // getrlimit(2): the ceiling is 20 minus the limit.
     return 20 - Number(limit) <= getPriority()

@@ -15,7 +15,7 @@ import type { Http1 } from './http1.ts'
 import type { Http2 } from './http2.ts'
 import { closeIdle, isSilent, softenTimers } from './idle.ts'
 import type { Connection, Ledger } from './ledger.ts'
-import { endUpgraded, isUpgraded, spread, spreadWindowMs } from './upgraded.ts'
+import { endUpgraded, isUpgraded, mayEnd, spread, spreadWindowMs } from './upgraded.ts'
 
 /** A client that was promised nothing (no byte sent yet, or no keep-alive timeout) may use its connection so long. */
 const SILENT_LINGER_MS = 5_000
@@ -68,7 +68,8 @@ export function prepareDrain({
   /** The servers of the moment in which the drain began: an app may listen anew. */
   let leaving: ReadonlySet<net.Server> = servers
   let since = 0
-  let endsAt = 0
+  /** Until then what would last is ended. Not longer for what idle clients were promised, which may be ten minutes. */
+  let goodbyesUntil = 0
   let deadline: NodeJS.Timeout | undefined
   let sweeper: NodeJS.Timeout | undefined
   const goodbyes: NodeJS.Timeout[] = []
@@ -128,7 +129,7 @@ export function prepareDrain({
 
   /** Ends what does not end by itself, spread over the time that is left so that its clients do not come back at once. */
   const sayGoodbyes = (ends: readonly (() => void)[]): void => {
-    const times = spread(ends.length, spreadWindowMs(endsAt - performance.now()), Math.random)
+    const times = spread(ends.length, spreadWindowMs(goodbyesUntil - performance.now()), Math.random)
     for (const [i, end] of ends.entries()) goodbyes.push(setTimeout(end, times[i]))
   }
 
@@ -143,7 +144,8 @@ export function prepareDrain({
     const ends: (() => void)[] = []
     for (const connection of connections) {
       if (isUpgraded(connection)) {
-        if (websocketDrain === 'close' && isNew(connection)) ends.push(() => endUpgraded(connection))
+        if (websocketDrain === 'close' && mayEnd(connection) && isNew(connection))
+          ends.push(() => endUpgraded(connection))
         continue
       }
       const { response, streams } = connection
@@ -185,7 +187,9 @@ export function prepareDrain({
       http1.leaveAll()
       withdrawAll()
       leaving = new Set(servers)
-      for (const connection of held()) if (!isHttp1(connection.server)) watchFin(connection)
+      for (const connection of held()) {
+        if (!isHttp1(connection.server) || isUpgraded(connection)) watchFin(connection)
+      }
       const answering = new Set([...leaving, ...held().flatMap(({ server }) => server ?? [])])
       for (const server of answering) {
         if (!isHttp1(server)) continue
@@ -194,7 +198,7 @@ export function prepareDrain({
       }
       const promisedMs = held().length > 0 ? Math.max(0, ...[...answering].map(promiseMs)) : 0
       const timeoutMs = Math.max(times.drainTimeoutMs, Math.min(promisedMs, MAX_DRAIN_MS))
-      endsAt = since + timeoutMs
+      goodbyesUntil = since + times.drainTimeoutMs
       onBegin(timeoutMs)
       // Keeps the process alive, too: with its listeners withdrawn and no connection it would otherwise just end,
       // without the app's own shutdown.
@@ -218,5 +222,5 @@ export function prepareDrain({
 
 /** How long a drain must last to keep what `Keep-Alive: timeout=N` of this server promises. */
 export function promiseMs(server: net.Server): number {
-  return isHttp1(server) && server.keepAliveTimeout > 0 ? server.keepAliveTimeout + PROMISE_MARGIN_MS : 0
+  return isHttp1(server) && server.keepAliveTimeout ? server.keepAliveTimeout + PROMISE_MARGIN_MS : 0
 }

@@ -14,7 +14,7 @@ const endedFirst = new WeakSet<Connection>()
  * Nothing is heard for HTTP, where a server that closes an idle connection does not read its client's FIN.
  */
 export function watchFin(connection: Connection): void {
-  const { socket } = connection
+  const socket = connection.http ?? connection.socket
   // By prepending: with `allowHalfOpen: false` Node's own listener ends our side.
   socket.prependOnceListener('end', () => {
     if (!socket.writableEnded) endedFirst.add(connection)

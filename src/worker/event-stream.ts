@@ -23,8 +23,14 @@ export type EventBody = (ServerResponse | ServerHttp2Stream) & { readonly header
 
 const EVENT_STREAM = /^text\/event-stream/i
 const CONTENT_TYPE = /^content-type:\s*text\/event-stream/im
-/** A line of its own that is empty ends an event. */
-const EVENT_END = /(\n\n|\r\r|\r\n\r\n)$/
+/** All up to the last event: an empty line ends one (HTML Living Standard, 9.2.6). */
+const WHOLE_EVENTS = /^[^]*(\n\n|\r\r|\r\n\r\n)/
+/** Compressed by the app itself, its bytes show no events, but where it has flushed them (zlib, Z_SYNC_FLUSH). */
+const FLUSHED = '\x00\x00\xff\xff'
+/** Of an event without an end. Only how it goes on matters. */
+const MAX_KEPT = 4096
+/** An event that nobody continues for so long is not waited for: the deadline would cut it. */
+const UNFINISHED_MS = 2_000
 
 type Sent = ServerResponse & { readonly _header?: string | null }
 
@@ -44,14 +50,22 @@ export function watchEvents(eventBody: EventBody): EventStream {
   const body = eventBody as unknown as Body
   const { write, end } = body
   let state: 'open' | 'asked' | 'over' = 'open'
-  let tail = ''
-  const isBetween = (): boolean => tail === '' || EVENT_END.test(tail)
+  /** Since the end of the last event. */
+  let begun = ''
+  let impatience: NodeJS.Timeout | undefined
   const finish = (): void => {
-    if (state !== 'asked' || !isBetween()) return
+    if (state !== 'asked') return
     state = 'over'
+    clearTimeout(impatience)
     // An app that kept a reference to the `write` of before would meet "write after end", as an event.
     body.on('error', () => {})
     end.call(body)
+  }
+  const finishBetween = (): void => {
+    if (state !== 'asked') return
+    if (isBetween(begun)) return finish()
+    clearTimeout(impatience)
+    impatience = setTimeout(finish, UNFINISHED_MS).unref()
   }
   body.write = (chunk, ...rest) => {
     if (state === 'over') {
@@ -60,10 +74,11 @@ export function watchEvents(eventBody: EventBody): EventStream {
       if (typeof callback === 'function') process.nextTick(callback as () => void)
       return true
     }
-    tail = (tail + textOf(chunk)).slice(-4)
+    begun = (begun + textOf(chunk)).replace(WHOLE_EVENTS, '')
+    if (begun.length > MAX_KEPT) begun = `.${begun.slice(-FLUSHED.length)}`
     const result = write.call(body, chunk, ...rest)
     // Not at once: an app that writes several events in a row gets all of them out.
-    if (state === 'asked' && isBetween()) setImmediate(finish)
+    if (state === 'asked') setImmediate(finishBetween)
     return result
   }
   body.end = (...args) => (state === 'over' ? body : end.apply(body, args))
@@ -71,12 +86,19 @@ export function watchEvents(eventBody: EventBody): EventStream {
     finish() {
       if (state !== 'open') return
       state = 'asked'
-      finish()
+      finishBetween()
     },
   }
 }
 
+/** Whether what came since the last event is of none: comments, which apps send so that proxies keep the connection. */
+function isBetween(begun: string): boolean {
+  if (begun.endsWith(FLUSHED)) return true
+  const lines = begun.split(/\r\n|\r|\n/)
+  return lines.pop() === '' && lines.every((line) => line === '' || line.startsWith(':'))
+}
+
 function textOf(chunk: unknown): string {
-  if (typeof chunk === 'string') return chunk.slice(-4)
-  return chunk instanceof Uint8Array ? Buffer.from(chunk.subarray(-4)).toString('latin1') : ''
+  if (typeof chunk === 'string') return chunk
+  return chunk instanceof Uint8Array ? Buffer.from(chunk).toString('latin1') : ''
 }

@@ -30,8 +30,13 @@ const httpsServer = (): typeof https.Server =>
   (loadedHttps ??= createRequire('/')('node:https') as typeof https).Server
 let loadedHttps: typeof https | undefined
 
-export const isHttp1 = (server: net.Server | undefined): server is http.Server | https.Server =>
-  server instanceof http.Server || (server !== undefined && isTls(server) && server instanceof httpsServer())
+/** `keepAliveTimeout`: none on Node 20 and 22 where it is a server of HTTP/2 with `allowHTTP1`. */
+type Http1Server = net.Server & { keepAliveTimeout?: number; headersTimeout?: number }
+
+/** Also https, and HTTP/2 with `allowHTTP1`: of the servers over TLS these alone limit the time for a head. */
+export const isHttp1 = (server: net.Server | undefined): server is Http1Server =>
+  server instanceof http.Server ||
+  (server !== undefined && isTls(server) && typeof (server as Http1Server).headersTimeout === 'number')
 
 type Head = (this: ServerResponse, ...args: unknown[]) => ServerResponse
 
@@ -74,8 +79,8 @@ export function softenHttp1(): Http1 {
   const soften = (prototype: http.Server): void => {
     if (softened.has(prototype)) return
     softened.add(prototype)
+    softenIdle(prototype)
     const close = prototype.close
-    const closeIdleConnections = prototype.closeIdleConnections
     prototype.close = function (this: http.Server, callback?: (error?: Error) => void) {
       if (leaving === 'over' || !guarded.has(this)) return close.call(this, callback)
       left.add(this)
@@ -83,6 +88,9 @@ export function softenHttp1(): Http1 {
       deferRequests(this)
       return net.Server.prototype.close.call(this, callback) as typeof this
     }
+  }
+  function softenIdle(prototype: http.Server): void {
+    const { closeIdleConnections } = prototype
     prototype.closeIdleConnections = function (this: http.Server) {
       if (leaving !== 'over' && guarded.has(this) && (leaving === 'all' || left.has(this))) return
       closeIdleConnections.call(this)
@@ -93,8 +101,12 @@ export function softenHttp1(): Http1 {
 
   return {
     guard(server) {
+      if (guarded.has(server)) return
       guarded.add(server)
-      if (isHttp1(server) && isTls(server)) soften(httpsServer().prototype)
+      if (!isHttp1(server) || !isTls(server)) return
+      if (server instanceof httpsServer()) soften(httpsServer().prototype)
+      // HTTP/2 with `allowHTTP1`: its own `close` is for its sessions, too, and asks this for the others.
+      else softenIdle(server as net.Server as http.Server)
     },
     leaveAll() {
       if (leaving !== 'over') leaving = 'all'
@@ -181,6 +193,8 @@ export function deferRequests(server: net.Server): void {
   server.emit = function (this: net.Server, ...args: unknown[]): boolean {
     if (!DEFERRED.has(args[0])) return emit.apply(this, args)
     const [, request, response] = args as [unknown, IncomingMessage, ServerResponse]
+    // A stream of HTTP/2, on a server with `allowHTTP1`.
+    if (!(response instanceof http.ServerResponse)) return emit.apply(this, args)
     const { socket } = request
     const waiting = waitingOn(socket)
     const handOver = (): void => {

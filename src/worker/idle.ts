@@ -20,7 +20,7 @@ export function isSilent(connection: Connection): boolean {
   const { server, socket, http, kind } = connection
   if (!isHttp1(server) || kind !== 'plain' || !isIdle(connection)) return false
   if (connection.started === 0) return socket.bytesRead === 0 || (http === undefined && isTls(server))
-  return server.keepAliveTimeout === 0
+  return !server.keepAliveTimeout
 }
 
 export function closeIdle(connection: Connection): void {
@@ -36,13 +36,20 @@ export function closeIdle(connection: Connection): void {
   })
 }
 
-/** From now on the keep-alive timer of this server asks {@link closeIdle}. An app that hears 'timeout' decides for itself. */
+/**
+ * From now on the keep-alive timer of this server asks {@link closeIdle}. An app that hears 'timeout' decides for itself.
+ *
+ * Not by a listener: with one, Node would leave to us also the sockets of requests in flight, and whether the app's own
+ * `res.setTimeout` has answered there is known to Node alone (http, Event: 'timeout').
+ */
 export function softenTimers(server: Server): void {
-  if (server.listenerCount('timeout') > 0) return
-  // With a listener Node leaves the socket to it (http, Event: 'timeout').
-  server.on('timeout', (socket: Socket) => {
-    const connection = connectionOf(socket)
-    if (connection && isIdle(connection)) closeIdle(connection)
-    else socket.destroy()
-  })
+  const emit = server.emit as (...args: unknown[]) => boolean
+  server.emit = function (this: Server, ...args: unknown[]): boolean {
+    const isHeard = emit.apply(this, args)
+    if (isHeard || args[0] !== 'timeout') return isHeard
+    const connection = connectionOf(args[1] as Socket)
+    if (!connection || !isIdle(connection)) return false
+    closeIdle(connection)
+    return true
+  } as typeof server.emit
 }

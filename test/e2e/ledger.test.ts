@@ -236,3 +236,16 @@ for (const [how, codeAtEnd] of [
     await app.usr2.stop()
   })
 }
+
+t.test('a long promise to idle clients does not put off the goodbyes', async (t) => {
+  const app = await startApp(t, ['--drain-timeout', '3s'], { KEEP_ALIVE_MS: '300000' })
+  const sockets = await Promise.all(Array.from({ length: 5 }, () => app.openWebSocket()))
+  const stays = await idle(app)
+  await replace(app)
+  const codes = Promise.all(sockets.map(({ closed }) => closed))
+  t.same(await deadline(codes, WAIT_MS, 'five WebSockets to be closed'), [1001, 1001, 1001, 1001, 1001])
+  t.equal((await stays.get('/now').response()).body, '/now')
+  stays.socket.end()
+  await app.usr2.event('drained', { timeoutMs: WAIT_MS })
+  await app.usr2.stop()
+})

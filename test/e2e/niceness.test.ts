@@ -9,11 +9,16 @@ import { startUsr2 } from '../helpers/usr2.ts'
 t.test('canRaise', async (t) => {
   const status = (capabilities: string) => `Name:\tnode\nCapEff:\t${capabilities}\n`
   const limits = (limit: number) => `Max nice priority         ${limit}                   ${limit}  \n`
-  const given = (capabilities: string, limit: number) => (path: string) =>
-    path.endsWith('status') ? status(capabilities) : limits(limit)
+  const all = '         0          0 4294967295\n'
+  const given =
+    (capabilities: string, limit: number, ids = all) =>
+    (path: string) =>
+      path.endsWith('status') ? status(capabilities) : path.endsWith('uid_map') ? ids : limits(limit)
   t.equal(canRaise(given('0000003fffffffff', 0)), true, 'root')
   t.equal(canRaise(given('0000000000800000', 0)), true, 'CAP_SYS_NICE alone')
   t.equal(canRaise(given('0000003fff7fffff', 0)), false, 'everything but that')
+  const mapped = '         0     100000      65536\n'
+  t.equal(canRaise(given('0000003fffffffff', 0, mapped)), false, 'root of a user namespace')
   t.equal(canRaise(given('0000000000000000', 20 - getPriority())), true, 'RLIMIT_NICE')
   t.equal(canRaise(given('0000000000000000', 19 - getPriority())), false)
   t.equal(
