@@ -61,14 +61,14 @@ t.test('allowHTTP1: its HTTP/1.1 connections leave as those of https do', async 
   const session = http2.connect(`https://127.0.0.1:${app.port}`, { rejectUnauthorized: false })
   t.teardown(() => session.destroy())
   const over2 = new Promise<string>((resolve, reject) => {
-    const stream = session.request({ ':path': '/1200' })
+    const stream = session.request({ ':path': '/4000' })
     let body = ''
     stream.on('data', (chunk: Buffer) => (body += String(chunk)))
     stream.on('end', () => resolve(body))
     stream.on('error', reject)
   })
-  slow.get('/1201')
-  for (const path of ['/1200', '/1201']) await app.said(`got ${path}`)
+  slow.get('/4001')
+  for (const path of ['/4000', '/4001']) await app.said(`got ${path}`)
   await app.replace()
   // All in one packet: a handler that answers at once would answer the first as the last.
   pipelined.send(Array.from({ length: 8 }, () => request('GET', '/0')).join(''))
@@ -81,7 +81,7 @@ t.test('allowHTTP1: its HTTP/1.1 connections leave as those of https do', async 
   )
   leaves.socket.end()
   t.equal((await slow.response()).headers['connection'], 'close')
-  t.equal(await deadline(over2, WAIT_MS, 'the answer over HTTP/2'), '/1200 2.0')
+  t.equal(await deadline(over2, WAIT_MS, 'the answer over HTTP/2'), '/4000 2.0')
   const begun = performance.now()
   t.equal(await idle.ended(), 'FIN', 'idle, at the end of its promise')
   t.ok(performance.now() - begun < 10_000, 'not at the deadline')
