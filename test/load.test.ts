@@ -498,6 +498,25 @@ t.test('in a process of its own: every mode, 0 failed, then a server that is kil
   t.match(summary(result), /refused \d+/)
 })
 
+t.test('a long result comes whole to a reader that is busy', async (t) => {
+  const server = await serve(t, (socket) => socket.write(ok()))
+  const load = await loadUnder(t, {
+    target: { port: server },
+    traffic: Array.from({ length: 8 }, (_, at) => ({
+      mode: 'keepalive',
+      connections: 1,
+      name: `lane ${at}`,
+    })),
+  })
+  // Some 1.5 kB a phase: more than a pipe holds, which is up to 256 KiB.
+  for (let phase = 1; phase <= 400; phase++) load.mark(`phase ${phase}`)
+  const result = load.stop()
+  // The order leaves with this turn. Meanwhile the client answers and would end, with most of it unwritten: there is
+  // nothing to wait for but its time.
+  setImmediate(() => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 3000))
+  t.equal((await result).phases.length, 401)
+})
+
 t.test('a client process that dies is no result, and one whose starter is gone ends', async (t) => {
   const server = await serve(t, (socket) => socket.write(ok()))
   const load = await loadUnder(t, {

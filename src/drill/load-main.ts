@@ -14,6 +14,8 @@ function begin(options: RemoteLoadOptions): Load {
   const load = new Load(options).start()
   void load.done.then((result) => {
     answer({ result })
+    // Before the input is closed, which says so at once. A long result is still on its way when `write` returns.
+    finished = true
     input.close()
     process.stdin.destroy()
   })
@@ -31,7 +33,6 @@ input.on('line', (text) => {
   if ('options' in order) {
     guarded = order.guard
     load = begin(order.options)
-    void load.done.then(() => (finished = true))
   } else if ('mark' in order) load?.mark(order.mark, order.atMs, order.kind)
   else if ('epoch' in order) load?.epoch(order.epoch)
   else if ('onlySince' in order) load?.onlySince(order.onlySince)

@@ -108,6 +108,44 @@ t.test('a connection that was accepted in the last moment: its first streams are
   await usr2.stop()
 })
 
+t.test('a GOAWAY of the app in the same turn does not raise the last stream of ours', async (t) => {
+  const port = await freePort(t)
+  const entry = 'app.cjs'
+  // As @grpc/grpc-js does at the end of a connection's max_connection_age, which here is in the midst of the drain.
+  const app = `
+    const { onDrain } = globalThis[Symbol.for('usr2.guest.v1')]
+    const server = require('node:http2').createServer()
+    server.on('stream', (stream) => {
+      console.log('got it')
+      const { session } = stream
+      const { close } = session
+      // Whoever says it: this turn is the one in which the session is closed.
+      session.close = (...args) => {
+        process.nextTick(() => session.goaway(0, 2 ** 31 - 1, Buffer.from('max_age')))
+        close.apply(session, args)
+      }
+      onDrain(() => setTimeout(() => {
+        stream.respond({ ':status': 200 })
+        stream.end('whole')
+      }, 500))
+    })
+    server.listen(${port}, '127.0.0.1')`
+  const usr2 = startUsr2(t, { entry, files: { [entry]: app } })
+  await usr2.ready()
+  const client = http2.connect(`http://127.0.0.1:${port}`)
+  t.teardown(() => client.destroy())
+  client.on('error', () => {})
+  const goaways: [code: number, lastStreamId: number][] = []
+  client.on('goaway', (code, lastStreamId) => goaways.push([code, lastStreamId]))
+  const answer = answerOf(client)
+  await usr2.process.line('got it')
+  t.equal((await usr2.reload()).code, 0)
+  t.equal(await deadline(answer, WAIT_MS, 'the answer'), 'whole')
+  t.same([...new Set(goaways.map(String))], ['0,1'])
+  t.ok(goaways.length >= 2, 'both have been said')
+  await usr2.stop()
+})
+
 function answerOf(session: http2.ClientHttp2Session, path = '/0'): Promise<string> {
   return new Promise((resolve, reject) => {
     const stream = session.request({ ':path': path })
