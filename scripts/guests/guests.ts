@@ -74,7 +74,12 @@ interface Running {
 }
 
 const { values: flags } = parseArgs({
-  options: { reloads: { type: 'string', default: '20' }, only: { type: 'string' } },
+  options: {
+    reloads: { type: 'string', default: '20' },
+    only: { type: 'string', default: '' },
+    /** What runs usr2, the app, and those clients that are libraries. */
+    node: { type: 'string', default: process.execPath },
+  },
 })
 const reloads = Number(flags.reloads)
 const nodeVersion = execFileSync(flags.node, ['--print', 'process.versions.node'], {
