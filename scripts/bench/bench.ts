@@ -37,8 +37,8 @@ export interface StartOptions {
   readonly cwd?: string
   /** The processor core it is to stay on; `null`: any. */
   readonly core?: number | null
-  /** Default: there is none. */
-  readonly stdin?: 'pipe'
+  /** `pipe`: it goes on until its standard input ends; default: it has none. */
+  readonly stdin?: 'ignore' | 'pipe'
 }
 
 export class Child {
@@ -77,6 +77,17 @@ export class Child {
 
   /** The first line from `from` on with one of these events. */
   event(events: readonly string[], from = 0, timeoutMs = DEADLINE_MS): Promise<LogLine> {
+    const wanted = ({ event }: LogLine): boolean => event !== undefined && events.includes(event)
+    return this.line(wanted, events.join(' or '), from, timeoutMs)
+  }
+
+  /** The first line from `from` on that is `wanted`, which is called `what` when it does not come. */
+  line(
+    wanted: (line: LogLine) => boolean,
+    what: string,
+    from = 0,
+    timeoutMs = DEADLINE_MS,
+  ): Promise<LogLine> {
     return new Promise((resolve, reject) => {
       let next = from
       const done = (settle: () => void): void => {
@@ -85,13 +96,11 @@ export class Child {
         settle()
       }
       const fail = (why: string): void =>
-        done(() =>
-          reject(new Error(`${this.#name} (pid ${this.pid}) ${why} ${events.join(' or ')}:\n${this.log()}`)),
-        )
+        done(() => reject(new Error(`${this.#name} (pid ${this.pid}) ${why} ${what}:\n${this.log()}`)))
       const look = (): void => {
         for (; next < this.lines.length; next++) {
           const line = this.lines[next]
-          if (line?.event !== undefined && events.includes(line.event)) return done(() => resolve(line))
+          if (line && wanted(line)) return done(() => resolve(line))
         }
         if (this.#ended) fail('ended without')
       }

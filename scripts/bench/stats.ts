@@ -27,6 +27,33 @@ export function medianOf(values: readonly number[]): Median {
   return { median, low: at(out), high: at(runs - 1 - out), runs }
 }
 
+export interface Ratio {
+  readonly ratio: number
+  /** The interval that holds the true ratio with 95 %. */
+  readonly low: number
+  readonly high: number
+  readonly pairs: number
+}
+
+/**
+ * The ratio of two sums of counts that were taken in pairs, with its interval by the jackknife: what the ratio becomes
+ * without each pair in turn says how much it depends on chance (Efron and Tibshirani, An Introduction to the Bootstrap,
+ * 11.2). Counts are not taken as independent of each other: what lies within a pair may come in bursts.
+ */
+export function ratioOf(pairs: readonly (readonly [over: number, under: number])[]): Ratio {
+  const over = pairs.reduce((sum, [count]) => sum + count, 0)
+  const under = pairs.reduce((sum, [, count]) => sum + count, 0)
+  const without = pairs.map((pair) => (over - pair[0]) / (under - pair[1]))
+  const mean = without.reduce((sum, ratio) => sum + ratio, 0) / pairs.length
+  const squares = without.reduce((sum, ratio) => sum + (ratio - mean) ** 2, 0)
+  const error = Math.sqrt(((pairs.length - 1) / pairs.length) * squares)
+  const ratio = over / under
+  return { ratio, low: ratio - STUDENT * error, high: ratio + STUDENT * error, pairs: pairs.length }
+}
+
+/** Student's t for 95 % with 19 degrees of freedom: right for 20 pairs, a little wide for more, too narrow for few. */
+const STUDENT = 2.09
+
 /** How likely at most `heads` of `coins` fair coins show heads. */
 function atMost(heads: number, coins: number): number {
   let ways = 1

@@ -1,5 +1,6 @@
 // Clients that are not the raw-socket load client, in a process of their own: `clients.mjs KIND PORT`, until stdin ends.
 // Says which generation has answered for the first time; then one line of JSON. Nothing is sent again.
+import { request } from 'node:http'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { io } from 'socket.io-client'
 import { Pool, fetch } from 'undici'
@@ -57,6 +58,28 @@ const lanes = {
       const code = await new Promise((resolve) => socket.on('close', resolve))
       count(result.ends, code)
       if (code !== 1001 && !(stopped && (code === 1000 || code === 1005))) fail(`closed with ${code}`)
+    }
+  },
+  // A connection through a reload sees FIN, and no error.
+  async upgrade() {
+    while (!stopped) {
+      const asked = request(url, { headers: { Connection: 'Upgrade', Upgrade: 'lines' } }).end()
+      const socket = await new Promise((resolve, reject) => {
+        asked.on('upgrade', (response, socket) => resolve(socket))
+        asked.on('response', ({ statusCode }) => reject(new Error(`status ${statusCode}`)))
+        asked.on('error', reject)
+      }).catch((error) => fail(`connect: ${error.code ?? error.message}`))
+      if (!socket) continue
+      socket.on('error', (error) => fail(error.code ?? error.message))
+      socket.on('data', async (text) => {
+        answered(String(text).trim())
+        await sleep(20)
+        if (stopped) socket.end()
+        else if (socket.writable) socket.write('x\n')
+      })
+      socket.write('x\n')
+      await new Promise((resolve) => socket.on('close', resolve))
+      count(result.ends, socket.readableEnded ? 'FIN' : 'no FIN')
     }
   },
   'socket.io': async () => {

@@ -1,5 +1,5 @@
 /**
- * Real apps, unmodified, through reloads under load: `npm run guests [-- --reloads N --only NAME]`. Installs them (a
+ * Real apps, unmodified, through reloads under load: `npm run guests [-- --reloads N --only NAME --node PATH]`. Installs them (a
  * package of its own, for their size), runs each with 2 workers, and prints a table in Markdown. Exit status 1 if
  * anything failed.
  */
@@ -28,8 +28,8 @@ const MIX: readonly Traffic[] = [
 
 interface Guest {
   readonly name: string
-  /** Whose version is told. */
-  readonly package: string
+  /** Whose version is told; else it comes with Node. */
+  readonly package?: string
   readonly app: string
   /** A client of its own instead of the load client. */
   readonly client?: readonly string[]
@@ -49,6 +49,7 @@ const GUESTS: readonly Guest[] = [
   { name: 'Hono', package: 'hono', app: app('hono') },
   { name: 'Next.js standalone', package: 'next', app: STANDALONE, env: { HOSTNAME: '127.0.0.1' } },
   { name: 'ws', package: 'ws', app: app('ws'), client: client('ws') },
+  { name: '`upgrade`, raw', app: app('upgrade'), client: client('upgrade') },
   { name: 'socket.io', package: 'socket.io', app: app('socket.io'), client: client('socket.io') },
   {
     name: '@grpc/grpc-js',
@@ -73,9 +74,17 @@ interface Running {
 }
 
 const { values: flags } = parseArgs({
-  options: { reloads: { type: 'string', default: '20' }, only: { type: 'string' } },
+  options: {
+    reloads: { type: 'string', default: '20' },
+    only: { type: 'string', default: '' },
+    /** What runs usr2, the app, and those clients that are libraries. */
+    node: { type: 'string', default: process.execPath },
+  },
 })
 const reloads = Number(flags.reloads)
+const nodeVersion = execFileSync(flags.node, ['--print', 'process.versions.node'], {
+  encoding: 'utf8',
+}).trim()
 
 function install(): void {
   const quiet: ExecFileSyncOptions = { cwd: here, stdio: ['ignore', 'ignore', 'inherit'] }
@@ -128,7 +137,7 @@ class Lines {
 
 function start(args: readonly string[], env: Readonly<Record<string, string>> = {}): [ChildProcess, Lines] {
   const { PATH = '', HOME = '' } = process.env
-  const child = spawn(process.execPath, args, { env: { PATH, HOME, ...env }, stdio: 'pipe' })
+  const child = spawn(flags.node, args, { env: { PATH, HOME, ...env }, stdio: 'pipe' })
   return [child, new Lines(child)]
 }
 
@@ -196,33 +205,28 @@ function freePort(): Promise<number> {
   })
 }
 
-const versionOf = (name: string): string =>
-  (
-    JSON.parse(readFileSync(join(here, 'node_modules', name, 'package.json'), 'utf8')) as {
-      version: string
-    }
-  ).version
+const versionOf = (name: string | undefined): string =>
+  name === undefined
+    ? ''
+    : (
+        JSON.parse(readFileSync(join(here, 'node_modules', name, 'package.json'), 'utf8')) as {
+          version: string
+        }
+      ).version
 
 install()
 let failed = 0
 console.log('| guest | version | Node | reloads | requests | failed |\n| --- | --- | --- | --- | --- | --- |')
-for (const guest of GUESTS.filter(({ name }) => name.includes(flags.only ?? ''))) {
+for (const guest of GUESTS.filter(({ name }) => name.includes(flags.only))) {
   try {
     const row = await measure(guest)
     failed += row.failed
-    const cells = [
-      guest.name,
-      versionOf(guest.package),
-      process.versions.node,
-      reloads,
-      row.requests,
-      row.failed,
-    ]
+    const cells = [guest.name, versionOf(guest.package), nodeVersion, reloads, row.requests, row.failed]
     console.log(`| ${cells.join(' | ')} |`)
-    if (row.failed > 0) console.error(JSON.stringify(row.failures))
+    if (row.failed > 0) console.error(JSON.stringify(row))
   } catch (error) {
     failed++
-    console.log(`| ${guest.name} | | ${process.versions.node} | | | did not run |`)
+    console.log(`| ${guest.name} | | ${nodeVersion} | | | did not run |`)
     console.error(error)
   }
 }

@@ -45,7 +45,11 @@ async function drillJson(...given: Parameters<typeof drill>): Promise<Drilled> {
   return { ...finished, result: JSON.parse(finished.stdout) as DrillResult }
 }
 
-t.test('an app that loses nothing: status 0, the numbers, the picture', async (t) => {
+// Each of them waits most of its time, above all for idle connections to be over: side by side they take a third.
+t.jobs = 3
+const test = (name: string, body: (t: Test) => Promise<void>) => t.test(name, { buffered: true }, body)
+
+test('an app that loses nothing: status 0, the numbers, the picture', async (t) => {
   const report = join(shortTmp(t), 'drill.svg')
   const flags = ['--reloads', '2', '--report', report, '--post', '/echo', '--upload-time', '300ms']
   const paths = ['--path', '/', '--path', '/slow?ms=20', '--stream', '/stream?ms=300']
@@ -106,7 +110,7 @@ t.test('an app that loses nothing: status 0, the numbers, the picture', async (t
     t.match(svg, words)
 })
 
-t.test('the text says what the JSON says', async (t) => {
+test('the text says what the JSON says', async (t) => {
   const said = await drill(t, [...BRIEF, '--reloads', '1', '--path', '/gone'], {}, 'drill-app.cjs')
   t.equal(said.code, 0, said.stderr)
   t.match(said.stdout, /^usr2 drill: .* under a master of its own, 1 reload in /)
@@ -123,7 +127,7 @@ for (const [mode, classes] of [
   ['destroys', ['reset', 'keepaliveReset', 'brokenPromise']],
   ['exits', ['reset', 'keepaliveReset', 'brokenPromise']],
 ] as const) {
-  t.test(`an app that ${mode} its connections when it drains: status 1, by class`, async (t) => {
+  test(`an app that ${mode} its connections when it drains: status 1, by class`, async (t) => {
     const { code, result } = await drillJson(
       t,
       ['--reloads', '1', '--path', '/slow'],
@@ -146,14 +150,14 @@ for (const [mode, classes] of [
   })
 }
 
-t.test('an answer that changes while the app drains is a loss', async (t) => {
+test('an answer that changes while the app drains is a loss', async (t) => {
   const { code, result } = await drillJson(t, ['--reloads', '1', '--path', '/flaky'], {}, 'drill-app.cjs')
   t.equal(code, 1)
   t.ok((result.failures['status'] ?? 0) > 0, JSON.stringify(result.failures))
   t.match(result.details[0]?.text, 'status 503')
 })
 
-t.test('a reload that is not promoted proves nothing', async (t) => {
+test('a reload that is not promoted proves nothing', async (t) => {
   const { code, result } = await drillJson(t, ['--reloads', '3'], { MODE: 'refuses' }, 'drill-app.cjs')
   t.equal(code, 1)
   t.match(result, {
@@ -164,31 +168,40 @@ t.test('a reload that is not promoted proves nothing', async (t) => {
   t.equal(result.reloads.length, 1, 'it is not tried again')
 })
 
-t.test('WebSockets, HTTP/2 over TLS, HTTP/2 with prior knowledge', async (t) => {
-  const sockets = await drillJson(
+test('WebSockets', async (t) => {
+  const { code, stdout, result } = await drillJson(
     t,
     ['--reloads', '1', '--websocket', '/', '--websockets', '5', '--drain-timeout', '2s'],
     {},
     'websocket-app.cjs',
   )
-  t.equal(sockets.code, 0, sockets.stdout)
-  t.ok((sockets.result.webSocketEnds['1001'] ?? 0) >= 5, JSON.stringify(sockets.result.webSocketEnds))
-  t.equal(sockets.result.webSocketEnds['bare'], undefined)
-  for (const [entry, env, args, kinds] of [
-    ['guests/http2-with-http1.cjs', {}, [], ['new connection', 'keep-alive', 'pipelined', 'HTTP/2']],
-    ['http2-app.cjs', { TLS: '1' }, ['--path', '/5'], ['HTTP/2']],
-    ['http2-app.cjs', {}, ['--path', '/5'], ['HTTP/2']],
-  ] as const) {
+  t.equal(code, 0, stdout)
+  t.ok((result.webSocketEnds['1001'] ?? 0) >= 5, JSON.stringify(result.webSocketEnds))
+  t.equal(result.webSocketEnds['bare'], undefined)
+})
+
+for (const [name, entry, env, args, kinds] of [
+  [
+    'HTTP/2 over TLS with HTTP/1.1',
+    'guests/http2-with-http1.cjs',
+    {},
+    [],
+    ['new connection', 'keep-alive', 'pipelined', 'HTTP/2'],
+  ],
+  ['HTTP/2 over TLS', 'http2-app.cjs', { TLS: '1' }, ['--path', '/5'], ['HTTP/2']],
+  ['HTTP/2 with prior knowledge', 'http2-app.cjs', {}, ['--path', '/5'], ['HTTP/2']],
+] as const) {
+  test(name, async (t) => {
     const { code, stdout, result } = await drillJson(t, ['--reloads', '1', ...args], env, entry)
     t.equal(code, 0, stdout)
     t.same(
       result.mix.map(({ kind }) => kind),
       kinds,
     )
-  }
-})
+  })
+}
 
-t.test('a running master, which goes on running', async (t) => {
+test('a running master, which goes on running', async (t) => {
   const PORT = String(await freePort(t))
   const usr2 = startUsr2(t, { fixture: 'http-app.cjs', env: { PORT } })
   await usr2.ready()
@@ -204,7 +217,7 @@ t.test('a running master, which goes on running', async (t) => {
   await usr2.stop()
 })
 
-t.test('what the user has to set right: status 2, all of it at once', async (t) => {
+test('what the user has to set right: status 2, all of it at once', async (t) => {
   const usage = await drill(t, [
     '--relods',
     '3',
@@ -238,7 +251,7 @@ t.test('what the user has to set right: status 2, all of it at once', async (t) 
   t.equal((await drill(t, ['--control', '/none.sock'])).code, 3)
 })
 
-t.test('an app that cannot be drilled so: status 2, with what was seen', async (t) => {
+test('an app that cannot be drilled so: status 2, with what was seen', async (t) => {
   const anywhere = await drill(t, [], { PORT: '0' }, 'drill-app.cjs')
   t.equal(anywhere.code, 2)
   t.match(anywhere.stderr, 'The app listens on no fixed port or path: it listens on port 0')
@@ -266,7 +279,7 @@ t.test('an app that cannot be drilled so: status 2, with what was seen', async (
 })
 
 for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
-  t.test(`a drill that is ended by ${signal} leaves no process`, async (t) => {
+  test(`a drill that is ended by ${signal} leaves no process`, async (t) => {
     const TMPDIR = shortTmp(t)
     const env = { PORT: String(await freePort(t)), TMPDIR }
     const drilling = start(t, process.execPath, {
@@ -289,7 +302,7 @@ for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
   })
 }
 
-t.test('help, and what a master must not load', async (t) => {
+test('help, and what a master must not load', async (t) => {
   const help = await drill(t, ['--help'])
   t.equal(help.code, 0)
   t.match(help.stdout, /^Usage: usr2 drill \[options\] <entry>/)

@@ -66,7 +66,11 @@ interface LoadResult {
   readonly generations: object
 }
 
-t.test(`calls of all four kinds: none fails through ${RELOADS} reloads`, async (t) => {
+// Each of them waits most of its time.
+t.jobs = 4
+const test = (name: string, body: (t: Test) => Promise<void>) => t.test(name, { buffered: true }, body)
+
+test(`calls of all four kinds: none fails through ${RELOADS} reloads`, async (t) => {
   const [usr2, port] = await startServer(t)
   const load = start(t, process.execPath, {
     name: 'grpc-load',
@@ -98,7 +102,7 @@ t.test(`calls of all four kinds: none fails through ${RELOADS} reloads`, async (
   t.same(lost, [], 'and nothing of them was cut')
 })
 
-t.test('a stream comes whole through a GOAWAY of the server itself and one of the drain', async (t) => {
+test('a stream comes whole through a GOAWAY of the server itself and one of the drain', async (t) => {
   // Every connection is sent away by its server after 300 ms. (Calls under load are no test of this: one that both
   // refuse fails, since a client repeats it only once.)
   const [usr2, port] = await startServer(t, { MAX_AGE_MS: '300' })
@@ -116,7 +120,7 @@ t.test('a stream comes whole through a GOAWAY of the server itself and one of th
   await usr2.stop()
 })
 
-t.test('an idle channel reconnects, with and without keepalive pings', async (t) => {
+test('an idle channel reconnects, with and without keepalive pings', async (t) => {
   const [usr2, port] = await startServer(t)
   const pinging = { 'grpc.keepalive_time_ms': 50, 'grpc.keepalive_permit_without_calls': 1 }
   const clients = [clientOf(t, port), clientOf(t, port, pinging)]
@@ -130,7 +134,7 @@ t.test('an idle channel reconnects, with and without keepalive pings', async (t)
   await usr2.stop()
 })
 
-t.test('a stream that is longer than the drain is cut, counted and named', async (t) => {
+test('a stream that is longer than the drain is cut, counted and named', async (t) => {
   const [usr2, port] = await startServer(t, {}, '1s')
   const client = clientOf(t, port)
   // Five messages, 3 s between two of them.

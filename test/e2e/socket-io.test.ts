@@ -47,3 +47,61 @@ t.test('websocket transport: 1001, and the client reconnects by itself', async (
   for (const socket of sockets) socket.disconnect()
   await usr2.stop()
 })
+
+interface TransportError {
+  readonly message: string
+  /** The request that failed. */
+  readonly context?: { readonly status: number; readonly responseText: string }
+}
+
+t.test(
+  'long polling: the session is gone with its process, and the client begins another by itself',
+  async (t) => {
+    const port = await freePort(t)
+    // One worker: the requests of a session must reach one process. The drain is longer than the ping interval, as the
+    // defaults are (30 s, 25 s): so every open poll is answered before the deadline, by a ping if by nothing else.
+    const usr2 = startUsr2(t, {
+      fixture: 'guests/socket.io.mjs',
+      flags: ['--drain-timeout', '10s'],
+      env: { PORT: String(port), PING_MS: '500' },
+    })
+    await usr2.ready()
+    const ends: unknown[] = []
+    const errors: unknown[] = []
+    const told = ({ message, context }: TransportError): unknown => [
+      context?.status,
+      context?.responseText.includes('Session ID unknown') ? 'Session ID unknown' : message,
+    ]
+    const sockets = Array.from({ length: 5 }, () => {
+      const socket = io(`http://127.0.0.1:${port}`, {
+        transports: ['polling'],
+        forceNew: true,
+        reconnectionDelay: 50,
+      })
+      t.teardown(() => socket.disconnect())
+      socket.on('connect_error', (error) => errors.push(told(error as TransportError)))
+      socket.on('disconnect', (reason, details) => {
+        if (reason !== 'io client disconnect') ends.push([reason, told(details as unknown as TransportError)])
+      })
+      return socket
+    })
+    const generations = (): Promise<unknown[]> =>
+      Promise.all(sockets.map((socket) => deadline(socket.emitWithAck('echo'), WAIT_MS, 'an answer')))
+    t.same(new Set(await generations()), new Set(['1']))
+    const from = usr2.process.lines.length
+    usr2.signal('SIGUSR2')
+    await usr2.event('promoted', { from, timeoutMs: WAIT_MS })
+    const { ledger } = await usr2.event('drained', { from, timeoutMs: WAIT_MS })
+    t.match(ledger, { connections: { cut: 0 }, requests: { cut: 0 } }, 'no poll was cut')
+    await until(() => ends.length === sockets.length, { timeoutMs: WAIT_MS, what: 'every session to end' })
+    t.same(new Set(await generations()), new Set(['2']), 'back, all at the next generation')
+    t.same(
+      ends,
+      sockets.map(() => ['transport error', [400, 'Session ID unknown']]),
+      'each was told so, once, and saw no other error',
+    )
+    t.same(errors, [], 'and no attempt to connect failed')
+    for (const socket of sockets) socket.disconnect()
+    await usr2.stop()
+  },
+)
