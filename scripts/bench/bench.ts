@@ -193,16 +193,25 @@ export interface ServeOptions {
   /** Which Node runs the app, and usr2 with it. */
   readonly node: string
   readonly bootMs?: number
+  /** Of processor time, on top of `bootMs`. */
+  readonly bootCpuMs?: number
   readonly core?: number | null
 }
+
+/** What app.cjs reads. */
+export const bootEnv = (bootMs: number, bootCpuMs: number): Record<string, string> => ({
+  BOOT_MS: `${bootMs}`,
+  BOOT_CPU_MS: `${bootCpuMs}`,
+})
 
 /** `node app.cjs`. Resolves when it answers. */
 export async function serveBare(
   bench: Bench,
-  { node, bootMs = 0, core = null }: ServeOptions,
+  { node, bootMs = 0, bootCpuMs = 0, core = null }: ServeOptions,
 ): Promise<Served> {
   const port = await freePort()
-  const child = bench.start('the app', node, [APP], { env: { PORT: `${port}`, BOOT_MS: `${bootMs}` }, core })
+  const env = { PORT: `${port}`, ...bootEnv(bootMs, bootCpuMs) }
+  const child = bench.start('the app', node, [APP], { env, core })
   await firstAnswer(port, () => true, child)
   return { port, child }
 }
@@ -215,11 +224,22 @@ export interface Usr2Options extends ServeOptions {
   /** A file beside this one; default: app.cjs. */
   readonly app?: string
   readonly env?: Readonly<Record<string, string>>
+  /** A program that runs the master, with its arguments: `setpriv ...`. */
+  readonly wrapper?: readonly string[]
 }
 
 /** `usr2 run app.cjs`. Resolves when its first generation serves. */
 export async function serveUsr2(bench: Bench, options: Usr2Options): Promise<Served> {
-  const { node, cli, bootMs = 0, core = null, workers = 1, flags = [], app = 'app.cjs' } = options
+  const {
+    node,
+    cli,
+    bootMs = 0,
+    bootCpuMs = 0,
+    core = null,
+    workers = 1,
+    flags = [],
+    app = 'app.cjs',
+  } = options
   if (!existsSync(cli)) throw new Error(`${cli} is not there: run \`npm run build\` first`)
   const port = await freePort()
   const control = options.control ?? join(bench.directory, 'c.sock')
@@ -235,8 +255,9 @@ export async function serveUsr2(bench: Bench, options: Usr2Options): Promise<Ser
     ...flags,
     join(HERE, app),
   ]
-  const env = { PORT: `${port}`, BOOT_MS: `${bootMs}`, ...options.env }
-  const child = bench.start('usr2', node, args, { env, core })
+  const env = { PORT: `${port}`, ...bootEnv(bootMs, bootCpuMs), ...options.env }
+  const [program = node, ...before] = [...(options.wrapper ?? []), node]
+  const child = bench.start('usr2', program, [...before, ...args], { env, core })
   await child.event(['ready'])
   return { port, child }
 }

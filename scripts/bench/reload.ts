@@ -9,7 +9,7 @@ import { bench, type Bench, DEFAULT_CLI, goneIn, nodeVersion, progress, sleep } 
 import { HOT, type LoadResult, MIX, summary, type TallyResult, type Traffic } from './load.ts'
 import { table } from './stats.ts'
 import { startLoad } from './start-load.ts'
-import { PEERS, startSubject, type Subject, type SubjectName } from './subjects.ts'
+import { PEERS, startSubject, SUBJECTS, type Subject, type SubjectName } from './subjects.ts'
 
 const { values: flags } = parseArgs({
   options: {
@@ -198,8 +198,7 @@ await bench(async (bench) => {
   const all: readonly SubjectName[] = flags.peers ? ['usr2', ...PEERS] : ['usr2']
   const subjects = flags.only === undefined ? all : (flags.only.split(',') as SubjectName[])
   for (const name of subjects)
-    if (name !== 'usr2' && !PEERS.includes(name))
-      throw new Error(`no subject ${name}: usr2, ${PEERS.join(', ')}`)
+    if (!SUBJECTS.includes(name)) throw new Error(`no subject ${name}: ${SUBJECTS.join(', ')}`)
   const runs: Run[] = []
   for (const subject of subjects) {
     for (const profile of profiles) {
