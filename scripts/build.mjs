@@ -37,11 +37,14 @@ async function bundle(options) {
 // master cannot mix versions. Some of them are CommonJS and need a `require`.
 const require = `import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);`
 const jsonSchemaMaker = `dist/.jsonschema.${process.pid}.mjs`
-// Loaded at the start, and only on a terminal: stays a file of its own.
-const prettyApart = {
-  name: 'pretty-apart',
+// Files of their own: what is loaded only on a terminal, and what only `usr2 drill` loads.
+const APART = { 'pretty.ts': './pretty.mjs', 'cli-drill.ts': './drill.mjs' }
+const apart = {
+  name: 'apart',
   setup: ({ onResolve }) =>
-    onResolve({ filter: /\/pretty\.ts$/ }, () => ({ path: './pretty.mjs', external: true })),
+    onResolve({ filter: /\/(pretty|cli-drill)\.ts$/ }, ({ kind, path }) =>
+      kind === 'entry-point' ? null : { path: APART[path.replace(/.*\//, '')], external: true },
+    ),
 }
 await Promise.all([
   bundle({
@@ -50,7 +53,7 @@ await Promise.all([
     format: 'esm',
     minifySyntax: true,
     banner: { js: require },
-    plugins: [prettyApart],
+    plugins: [apart],
   }),
   bundle({
     entryPoints: ['src/master/pretty.ts'],
@@ -58,6 +61,14 @@ await Promise.all([
     format: 'esm',
     banner: { js: require },
   }),
+  bundle({
+    entryPoints: ['src/cli-drill.ts'],
+    outfile: 'dist/drill.mjs',
+    format: 'esm',
+    minifySyntax: true,
+    banner: { js: require },
+  }),
+  bundle({ entryPoints: ['src/drill/load-main.ts'], outfile: 'dist/drill-load.mjs', format: 'esm' }),
   bundle({ entryPoints: ['src/worker/preload.ts'], outfile: 'dist/preload.cjs', format: 'cjs' }),
   bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.mjs', format: 'esm' }),
   bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.cjs', format: 'cjs' }),

@@ -40,8 +40,26 @@ const rules = [
     node: true,
   },
   {
-    files: /^src\/cli(-\w+)?\.ts$/,
-    may: [/^src\/cli(-\w+)?\.ts$/, /^src\/config(-\w+)?\.ts$/, /^src\/master\//, /^src\/address\.ts$/],
+    files: /^src\/drill\//,
+    may: [
+      /^src\/drill\//,
+      /^src\/config\.ts$/,
+      /^src\/master\/(control-client|face)\.ts$/,
+      /^src\/protocol\.ts$/,
+      /^src\/address\.ts$/,
+    ],
+    npm: false,
+    node: true,
+  },
+  {
+    files: /^src\/cli(-[\w-]+)?\.ts$/,
+    may: [
+      /^src\/cli(-[\w-]+)?\.ts$/,
+      /^src\/config(-\w+)?\.ts$/,
+      /^src\/master\//,
+      /^src\/drill\//,
+      /^src\/address\.ts$/,
+    ],
     npm: false,
     node: true,
   },

@@ -9,7 +9,7 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
-import { startLoad } from './bench/start-load.ts'
+import { startLoad } from '../src/drill/start-load.ts'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const DEADLINE_MS = 30_000

@@ -6,7 +6,7 @@ import { isListenerKey } from './address.ts'
 import { NAME, NAME_RULE, parseDuration } from './config.ts'
 import { MAX_TIME_MS, nearest } from './config-values.ts'
 
-interface Option {
+export interface Option {
   /** With its dashes. */
   readonly flag: string
   /** What stands for its value in the help; without it the option takes none. */
@@ -37,7 +37,7 @@ const NAMED: Option = {
   rule: { says: NAME_RULE, keeps: (text) => NAME.test(text) },
 }
 const JSON_OUT: Option = { flag: '--json', means: 'JSON on stdout instead of text' }
-const TIMEOUT_RULE = {
+export const BOUND_TIME = {
   says: 'a time above 0, such as 500ms, 30s, 5m or 1h',
   keeps: (text: string) => {
     const ms = parseDuration(text)
@@ -51,7 +51,7 @@ export const RELOAD: Command = {
   options: [
     CONTROL,
     NAMED,
-    { flag: '--timeout', value: 'TIME', means: 'abort the rollout when it takes longer', rule: TIMEOUT_RULE },
+    { flag: '--timeout', value: 'TIME', means: 'abort the rollout when it takes longer', rule: BOUND_TIME },
     {
       flag: '--wait',
       value: 'WHAT',
@@ -95,7 +95,7 @@ export const STOP: Command = {
     CONTROL,
     NAMED,
     { flag: '--now', means: 'do not drain' },
-    { flag: '--timeout', value: 'TIME', means: 'wait no longer; the stop goes on', rule: TIMEOUT_RULE },
+    { flag: '--timeout', value: 'TIME', means: 'wait no longer; the stop goes on', rule: BOUND_TIME },
     JSON_OUT,
   ],
   notes: [
@@ -202,6 +202,7 @@ export function commandUsage({ name, summary, options, notes }: Command): string
 const SUMMARIES: readonly (readonly [string, string])[] = [
   ['run', 'run an app in the foreground: usr2 run server.js'],
   ...[RELOAD, STATUS, STOP, LS].map(({ name, summary }) => [name, summary] as const),
+  ['drill', 'reload an app under load and count what is lost: usr2 drill server.js'],
   ['help', 'this text, or that of one command: usr2 help reload'],
   ['version', 'the version of usr2'],
 ]

@@ -25,10 +25,10 @@ export function printable(text: string): string {
   )
 }
 
-type Align = 'left' | 'right'
+export type Align = 'left' | 'right'
 
 /** Columns two spaces apart; the last one is not padded. */
-function table(
+export function table(
   columns: readonly (readonly [string, Align])[],
   rows: readonly (readonly string[])[],
 ): string[] {

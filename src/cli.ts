@@ -85,6 +85,7 @@ async function main(argv: readonly string[]): Promise<number> {
     return BAD_USAGE
   }
   if (word === 'run') return run(rest)
+  if (word === 'drill') return drill(rest)
   const client = CLIENTS.get(word)
   if (client !== undefined) {
     const [command, perform] = client
@@ -112,6 +113,13 @@ async function run(argv: readonly string[]): Promise<number> {
   }
   // A master that has stopped is gone, whatever timer or socket may have been forgotten.
   process.exit(status)
+}
+
+/** A bundle of its own, loaded only here: a master never holds it in memory. */
+async function drill(argv: readonly string[]): Promise<number> {
+  const { runDrill } = await import('./cli-drill.ts')
+  // What an interrupted drill still waits for is of no interest any more.
+  process.exit(await runDrill(argv))
 }
 
 async function reload({ args, json }: Client): Promise<number> {
@@ -255,11 +263,12 @@ async function ls({ json }: Client): Promise<number> {
   return OK
 }
 
-function help([word, ...more]: readonly string[]): number {
+async function help([word, ...more]: readonly string[]): Promise<number> {
   if (more.length > 0) return refuse([`"usr2 help" takes one command, not ${more.length + 1}.`])
   const client = word === undefined ? undefined : CLIENTS.get(word)
   if (client !== undefined) process.stdout.write(commandUsage(client[0]))
   else if (word === 'run') process.stdout.write(usage('run'))
+  else if (word === 'drill') process.stdout.write((await import('./cli-drill.ts')).drillUsage())
   else if (word === undefined || COMMAND_NAMES.includes(word)) process.stdout.write(mainUsage())
   else return refuse([unknownCommand(word)])
   return OK

@@ -23,11 +23,13 @@ export interface WorkerTimes {
 }
 
 export interface WireAddress {
-  readonly kind: 'tcp' | 'unix'
+  readonly kind: 'tcp' | 'unix' | 'udp'
   readonly host?: string
   readonly port?: number
   readonly ipv6Only?: boolean
   readonly anyFamily?: boolean
+  readonly reuseAddr?: boolean
+  readonly reusePort?: boolean
   readonly path?: string
   readonly readableAll?: boolean
   readonly writableAll?: boolean
@@ -223,6 +225,8 @@ export type ToWorker =
       readonly listener: KnownListener
       readonly id: number
     }
+  /** Comes with a handle: the answer to claim `id` of a UDP address. Send by it, read nothing yet, answer `claimed`. */
+  | { readonly t: 'handle'; readonly purpose: 'bound'; readonly listener: KnownListener; readonly id: number }
   /** Comes with a handle: the grant. Accept on it, answer `opened`. */
   | { readonly t: 'handle'; readonly purpose: 'open'; readonly listener: KnownListener }
   | { readonly t: 'withdraw'; readonly key: string }
@@ -270,14 +274,16 @@ function isWireAddress(x: unknown): x is WireAddress {
   }
   const port = x.port
   return (
-    x.kind === 'tcp' &&
+    (x.kind === 'tcp' || x.kind === 'udp') &&
     isText(x.host, 64) &&
     typeof port === 'number' &&
     Number.isInteger(port) &&
     port > 0 &&
     port < 65536 &&
     optional(x.ipv6Only, isBoolean) &&
-    optional(x.anyFamily, isBoolean)
+    optional(x.anyFamily, isBoolean) &&
+    optional(x.reuseAddr, isBoolean) &&
+    optional(x.reusePort, isBoolean)
   )
 }
 

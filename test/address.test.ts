@@ -11,6 +11,12 @@ const tcp = (
   port: 3000,
   ...more,
 })
+const udp = (host: string, more: { ipv6Only?: boolean; reuseAddr?: boolean } = {}): Address => ({
+  kind: 'udp',
+  host,
+  port: 3000,
+  ...more,
+})
 const unix = (path: string): Address => ({ kind: 'unix', path })
 
 t.test('the key of an address', async (t) => {
@@ -23,6 +29,8 @@ t.test('the key of an address', async (t) => {
   )
   t.equal(listenerKey(tcp('::', { ipv6Only: true })), 'tcp:[::]:3000/ipv6only')
   t.equal(listenerKey(tcp('fe80::1%eth0')), 'tcp:[fe80::1%eth0]:3000')
+  t.equal(listenerKey(udp('0.0.0.0')), 'udp:0.0.0.0:3000')
+  t.equal(listenerKey(udp('::', { ipv6Only: true, reuseAddr: true })), 'udp:[::]:3000/ipv6only')
   t.equal(listenerKey(unix('/run/app.sock')), 'unix:/run/app.sock')
   t.equal(listenerKey(unix('\0app')), 'unix:@app', 'abstract')
   const modes = { readableAll: true, writableAll: true }
@@ -42,6 +50,8 @@ t.test('every key has the shape that --drop accepts', async (t) => {
     tcp('::', { ipv6Only: true }),
     tcp('fe80::1%eth0'),
     tcp('::ffff:127.0.0.1'),
+    udp('0.0.0.0'),
+    udp('::', { ipv6Only: true }),
   ]
   for (const address of [...addresses, unix('/run/app.sock'), unix('\0app')]) {
     const key = listenerKey(address)
@@ -79,6 +89,11 @@ const pairs: readonly [a: Address, b: Address, overlap: boolean][] = [
   [unix('/run/a.sock'), unix('/run/b.sock'), false],
   [unix('\0a'), unix('\0a'), true],
   [unix('/run/a.sock'), tcp('0.0.0.0'), false],
+  [udp('127.0.0.1'), udp('127.0.0.1'), true],
+  [udp('0.0.0.0'), udp('::'), true],
+  [udp('0.0.0.0'), udp('127.0.0.1', { reuseAddr: true }), true],
+  [udp('0.0.0.0', { reuseAddr: true }), udp('127.0.0.1', { reuseAddr: true }), false],
+  [udp('127.0.0.1'), tcp('127.0.0.1'), false],
 ]
 
 t.test('addresses that overlap', async (t) => {

@@ -14,7 +14,7 @@ import {
   type Mode,
   summary,
   type Traffic,
-} from '../scripts/bench/load.ts'
+} from '../src/drill/load.ts'
 import { expectNoneFailed, loadUnder, untilServed } from './helpers/load.ts'
 import { processesWithToken } from './helpers/processes.ts'
 import type { TestLike } from './helpers/scope.ts'
@@ -508,7 +508,7 @@ t.test('a client process that dies is no result, and one whose starter is gone e
   await t.rejects(load.stop(), /ended with SIGKILL without a result/)
   await t.rejects(loadUnder(t, { target: { port: server }, traffic: [] }), /a load without traffic/)
 
-  const startModule = new URL('../scripts/bench/start-load.ts', import.meta.url).href
+  const startModule = new URL('../src/drill/start-load.ts', import.meta.url).href
   const starter = start(t, process.execPath, {
     args: [
       '--import',

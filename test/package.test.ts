@@ -55,6 +55,8 @@ t.test('the packages hold what is needed, and nothing else', async (t) => {
     'README.md',
     'dist/cli.mjs',
     'dist/config.schema.json',
+    'dist/drill-load.mjs',
+    'dist/drill.mjs',
     'dist/index.cjs',
     'dist/index.d.cts',
     'dist/index.d.mts',
@@ -210,6 +212,11 @@ const BAD: Readonly<Record<string, readonly [file: string, text: string, complai
     'src/protocol.ts',
     `import type { Address } from './address.ts'`,
     'src/protocol.ts may not import ./address.ts',
+  ],
+  'a master that would hold the drill in memory': [
+    'src/master/run.ts',
+    `import '../drill/drill.ts'`,
+    'src/master/run.ts may not import ../drill/drill.ts',
   ],
   'a file without a place': ['src/utils.ts', '', 'src/utils.ts has no place in the house'],
 }

@@ -19,6 +19,17 @@ export type Address =
       readonly readableAll?: boolean
       readonly writableAll?: boolean
     }
+  | {
+      readonly kind: 'udp'
+      /** An IPv4 or IPv6 address, never a name. */
+      readonly host: string
+      readonly port: number
+      /** With an IPv6 host: take no IPv4 datagrams. */
+      readonly ipv6Only?: boolean
+      /** As in `dgram.createSocket`: others may bind the address as well (SO_REUSEADDR, SO_REUSEPORT of socket(7)). */
+      readonly reuseAddr?: boolean
+      readonly reusePort?: boolean
+    }
 
 /** What getsockname(2) says, in the shape of Node's `server.address()`. */
 export interface BoundAddress {

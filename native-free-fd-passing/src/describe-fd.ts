@@ -1,13 +1,13 @@
 /**
  * What a file descriptor is, in words: an inherited number says nothing, and `EINVAL` does not tell a user that he wrote
- * `ListenDatagram=`. Only Linux can tell sockets apart without a native call (proc_net(5)); elsewhere a socket is
+ * `ListenNetlink=`. Only Linux can tell sockets apart without a native call (proc_net(5)); elsewhere a socket is
  * `unknown` and opening it decides.
  */
 import fs from 'node:fs'
 
 export interface FdDescription {
-  /** `other`: cannot be accepted on. */
-  readonly kind: 'tcp' | 'unix' | 'unknown' | 'other'
+  /** `other`: cannot be held. */
+  readonly kind: 'tcp' | 'unix' | 'udp' | 'unknown' | 'other'
   /** With its article: `a regular file`. */
   readonly what: string
   /** Of a unix socket that has one; an abstract one begins with NUL. */
@@ -52,7 +52,10 @@ function describeDatagram(inode: number): FdDescription | undefined {
   for (const name of ['udp', 'udp6', 'raw', 'raw6']) {
     // sl local rem st tx:rx tr:tm retrnsmt uid timeout inode
     const found = table(name).some((line) => line.trim().split(/\s+/)[9] === String(inode))
-    if (found) return { kind: 'other', what: name.startsWith('udp') ? 'a UDP socket' : 'a raw socket' }
+    if (!found) continue
+    return name.startsWith('udp')
+      ? { kind: 'udp', what: 'a UDP socket' }
+      : { kind: 'other', what: 'a raw socket' }
   }
   return undefined
 }

@@ -3,7 +3,9 @@ import net from 'node:net'
 import { describeAddress, type Address, type BoundAddress } from './address.ts'
 import { describeFd } from './describe-fd.ts'
 import { BindError, bindError, errnoInfo, errnoOf, SendError } from './errors.ts'
-import { createPipe, createTcp, kindOf, openFd, support, type NativeHandle } from './native.ts'
+import { createUdp, openUdp, supportUdp, type NativeUdp } from './native-udp.ts'
+import { createPipe, createTcp, kindOf, openFd, support as supportStreams } from './native.ts'
+import type { NativeHandle, Sendable } from './native.ts'
 import { outboxOf, type Stage } from './outbox.ts'
 import { SOCKET } from './wire.ts'
 
@@ -54,12 +56,12 @@ let lastId = 0
 class Held implements HeldSocket {
   readonly asked: Address
   readonly bound: BoundAddress | null
-  readonly #handle: NativeHandle
+  readonly #handle: Sendable
   #closed = false
   #openSends = 0
   #inWriteQueue = 0
 
-  constructor(handle: NativeHandle, asked: Address, bound: BoundAddress | null) {
+  constructor(handle: Sendable, asked: Address, bound: BoundAddress | null) {
     this.#handle = handle
     this.asked = asked
     this.bound = bound
@@ -148,7 +150,8 @@ class Held implements HeldSocket {
 
 /**
  * Binds a socket and holds it. It neither listens nor accepts: until a child opens it, clients are refused; from then
- * on, for as long as it is held, they queue in the kernel, also while no child has it.
+ * on, for as long as it is held, they queue in the kernel, also while no child has it. Datagrams queue at once, as far
+ * as the receive buffer goes.
  *
  * Two sockets that are bound but not listened on may share an address (SO_REUSEADDR, socket(7)): then the second one
  * learns of it only when its receiver listens.
@@ -157,16 +160,35 @@ class Held implements HeldSocket {
  * @throws {TypeError} for a host that is not an IP address, or a port out of range.
  */
 export function bind(address: Address): HeldSocket {
-  const { hold, reason } = support()
+  const { hold, reason } = support(address.kind === 'udp' ? 'udp' : 'stream')
   if (!hold) throw new Error(`Cannot bind ${describeAddress(address)}: ${reason}`)
-  return address.kind === 'unix' ? bindUnix(address) : bindTcp(address)
+  if (address.kind === 'unix') return bindUnix(address)
+  const { host, port } = address
+  if (!net.isIP(host)) throw new TypeError(`Cannot bind ${host}: not an IP address. Resolve names first.`)
+  if (!Number.isInteger(port) || port < 0 || port > 65535)
+    throw new TypeError(`Cannot bind port ${port}: not 0 to 65535.`)
+  return address.kind === 'udp' ? bindUdp(address) : bindTcp(address)
+}
+
+/** Whether this runtime can hold sockets of a kind; when not, why. Tried once. */
+export function support(kind: 'stream' | 'udp' = 'stream'): {
+  readonly hold: boolean
+  readonly reason?: string
+} {
+  return kind === 'udp' ? supportUdp() : supportStreams()
+}
+
+function bindUdp(asked: Address & { kind: 'udp' }): HeldSocket {
+  const handle = createUdp(asked.host, asked.port, asked)
+  if (typeof handle === 'number') throw bindError('bind', handle, asked)
+  const bound = nameOf(handle)
+  if (typeof bound !== 'number') return new Held(handle, asked, bound)
+  handle.close()
+  throw bindError('bind', bound, asked)
 }
 
 function bindTcp(asked: Address & { kind: 'tcp' }): HeldSocket {
   const { host, port, ipv6Only = false, anyFamily = false } = asked
-  if (!net.isIP(host)) throw new TypeError(`Cannot bind ${host}: not an IP address. Resolve names first.`)
-  if (!Number.isInteger(port) || port < 0 || port > 65535)
-    throw new TypeError(`Cannot bind port ${port}: not 0 to 65535.`)
   const first = tryTcp(host, port, ipv6Only)
   const last = anyFamily && host === '::' && lacksIPv6(first) ? tryTcp('0.0.0.0', port, false) : first
   if (typeof last === 'number') throw bindError('bind', last, asked)
@@ -194,7 +216,7 @@ function tryTcp(
   return typeof bound === 'number' ? bound : { handle, bound }
 }
 
-function nameOf(handle: NativeHandle): BoundAddress | number {
+function nameOf(handle: NativeHandle | NativeUdp): BoundAddress | number {
   const out: { address?: string; family?: string; port?: number } = {}
   const error = handle.getsockname?.(out) ?? errnoOf('EINVAL')
   const { address = '', family = '', port = 0 } = out
@@ -221,23 +243,35 @@ function bindUnix(asked: Address & { kind: 'unix' }): HeldSocket {
 }
 
 /**
- * Takes over a stream socket that this process inherited: bound or listening, TCP or unix. `close()` closes the
+ * Takes over a socket that this process inherited: TCP or unix, bound or listening, or bound UDP. `close()` closes the
  * descriptor (and leaves a unix path alone: who made it removes it).
  *
  * @throws {BindError} that names what the descriptor is, when it is anything else.
  */
-export function adopt(fd: number, expect?: 'tcp' | 'unix'): HeldSocket {
-  const { hold, reason } = support()
-  if (!hold) throw new Error(`Cannot adopt file descriptor ${fd}: ${reason}`)
+export function adopt(fd: number, expect?: 'tcp' | 'unix' | 'udp'): HeldSocket {
   const description = describeFd(fd)
+  const { hold, reason } = support(description.kind === 'udp' ? 'udp' : 'stream')
+  if (!hold) throw new Error(`Cannot adopt file descriptor ${fd}: ${reason}`)
   const refuse = (what: string, code: 'EBADF' | 'EINVAL'): BindError => {
-    const wanted = expect === 'tcp' ? 'TCP' : expect === 'unix' ? 'unix' : 'TCP or unix'
-    const text = `Cannot adopt file descriptor ${fd} as a ${wanted} socket to accept on: it is ${what}.`
+    const wanted =
+      expect === undefined ? 'TCP, unix or UDP' : expect === 'unix' ? 'unix' : expect.toUpperCase()
+    const text = `Cannot adopt file descriptor ${fd} as a ${wanted} socket to hold: it is ${what}.`
     return new BindError('open', errnoOf(code), null, text)
   }
   if (description.kind === 'other')
     throw refuse(description.what, description.what === 'not open' ? 'EBADF' : 'EINVAL')
-  if (expect === 'tcp' && description.kind === 'unix') throw refuse(description.what, 'EINVAL')
+  if (expect !== undefined && description.kind !== 'unknown' && description.kind !== expect)
+    throw refuse(description.what, 'EINVAL')
+  if (description.kind === 'udp') {
+    const handle = openUdp(fd)
+    if (typeof handle === 'number') throw refuse(`a UDP socket (${errnoInfo(handle).message})`, 'EINVAL')
+    const bound = nameOf(handle)
+    if (typeof bound !== 'number' && bound.port > 0 && handle.getpeername({}) !== 0)
+      return new Held(handle, { kind: 'udp', host: bound.address, port: bound.port }, bound)
+    handle.close()
+    throw refuse('a UDP socket that is not bound, or is connected', 'EINVAL')
+  }
+  if (expect === 'udp') throw refuse(`${description.what}, not known to be a UDP one`, 'EINVAL')
   const handle = openFd(fd)
   if (typeof handle === 'number') throw refuse(`${description.what} (${errnoInfo(handle).message})`, 'EINVAL')
 

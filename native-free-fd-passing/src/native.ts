@@ -8,13 +8,17 @@
 import net from 'node:net'
 import { errnoInfo } from './errors.ts'
 
-/** Node's TCP or Pipe handle. Errors are returned as negative errnos. */
-export interface NativeHandle {
+/** What `child.send` carries. */
+export interface Sendable {
   readonly fd: number
+  close(closed?: () => void): void
+}
+
+/** Node's TCP or Pipe handle. Errors are returned as negative errnos. */
+export interface NativeHandle extends Sendable {
   /** Called by Node with the handle as `this`. */
   onconnection: ((error: number, client?: object) => void) | null
   listen(backlog: number): number
-  close(closed?: () => void): void
   ref(): void
   unref(): void
   hasRef(): boolean

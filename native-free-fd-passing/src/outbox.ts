@@ -16,12 +16,12 @@
 import type { ChildProcess, SendHandle } from 'node:child_process'
 import type { EventEmitter } from 'node:events'
 import { SendError } from './errors.ts'
-import type { NativeHandle } from './native.ts'
+import type { Sendable } from './native.ts'
 import { HELLO, isAck, isReady, type Envelope } from './wire.ts'
 
 export interface Letter {
   readonly envelope: Envelope
-  readonly handle: NativeHandle
+  readonly handle: Sendable
   /** For error texts: `the socket of 127.0.0.1:3000`. */
   readonly what: string
   /** Called once: with the reason, or without when the child has acknowledged. */

@@ -1,17 +1,18 @@
 import type { EventEmitter } from 'node:events'
 import type { BoundAddress } from './address.ts'
 import { errnoOf } from './errors.ts'
-import type { NativeHandle } from './native.ts'
+import type { NativeUdp } from './native-udp.ts'
+import type { NativeHandle, Sendable } from './native.ts'
 import { ACK, isEnvelope, isHello, READY, type Ack, type Envelope } from './wire.ts'
 
-/** The receiver's side: a duplicate of the owner's socket, not polled until a `Facade` opens it. */
+/** The receiver's side: a duplicate of the owner's socket, not polled until a `Facade` or `UdpFacade` opens it. */
 export interface ReceivedSocket extends Disposable {
   readonly bound: BoundAddress | null
-  readonly kind: 'tcp' | 'unix'
+  readonly kind: 'tcp' | 'unix' | 'udp'
   readonly closed: boolean
   /**
    * listen(2), and accepting begins. Gives 0 or a negative errno. `Facade.open` calls it; calling it again changes the
-   * backlog. Throws when no facade would take the connections.
+   * backlog. Throws when no facade would take the connections. Of a UDP socket -EOPNOTSUPP, as in listen(2).
    */
   listen(backlog: number): number
   /**
@@ -35,12 +36,12 @@ export interface Taker {
 
 export class Received implements ReceivedSocket {
   readonly bound: BoundAddress | null
-  readonly kind: 'tcp' | 'unix'
-  readonly #handle: NativeHandle
+  readonly kind: 'tcp' | 'unix' | 'udp'
+  readonly #handle: Sendable
   #taker: Taker | null = null
   #closed = false
 
-  constructor(handle: NativeHandle, { bound, kind }: Envelope) {
+  constructor(handle: Sendable, { bound, kind }: Envelope) {
     this.#handle = handle
     this.bound = bound
     this.kind = kind
@@ -56,34 +57,45 @@ export class Received implements ReceivedSocket {
 
   take(taker: Taker): void {
     this.#taker = taker
-    this.#handle.onconnection = taker.onConnection
+    this.#stream.onconnection = taker.onConnection
   }
 
   listen(backlog: number): number {
     if (this.#closed) return errnoOf('EBADF')
+    if (this.kind === 'udp') return errnoOf('EOPNOTSUPP')
     if (!this.#taker)
       throw new Error('Cannot listen: nobody would take the connections. Give it to Facade.open().')
-    return this.#handle.listen(backlog)
+    return this.#stream.listen(backlog)
   }
 
   prove(backlog: number): number {
     if (this.#closed) return errnoOf('EBADF')
-    const error = this.#handle.listen(backlog)
+    const error = this.kind === 'udp' ? errnoOf('EOPNOTSUPP') : this.#stream.listen(backlog)
     this.close()
     return error
   }
 
+  /** The handle of a UDP socket: its taker closes it from now on. */
+  giveUdp(): NativeUdp {
+    this.#closed = true
+    return this.#handle as NativeUdp
+  }
+
+  get #stream(): NativeHandle {
+    return this.#handle as NativeHandle
+  }
+
   /** Connections are made in the async context of the caller from now on. */
   adoptAsyncContext(): void {
-    this.#handle.asyncReset?.(this.#handle)
+    this.#stream.asyncReset?.(this.#stream)
   }
 
   ref(): void {
-    this.#handle.ref()
+    this.#stream.ref()
   }
 
   unref(): void {
-    this.#handle.unref()
+    this.#stream.unref()
   }
 
   close(): void {
@@ -124,7 +136,7 @@ export function onReceive(listener: Listener): Disposable {
   return { [Symbol.dispose]: () => void listeners.delete(entry) }
 }
 
-function receive(message: unknown, handle: NativeHandle | undefined): void {
+function receive(message: unknown, handle: Sendable | undefined): void {
   if (isHello(message)) return toParent({ cmd: READY })
   if (!isEnvelope(message)) return
   if (!handle) return acknowledge(message, 'it arrived without its socket.')

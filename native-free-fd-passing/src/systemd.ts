@@ -13,7 +13,7 @@ const FIRST_FD = 3
  * nor, when it throws, any descriptor. Call it once: a descriptor can be adopted by one holder only.
  *
  * @param ignore names to leave alone, such as that of an `OpenFile=`.
- * @throws {Error} when the variables contradict each other, or a descriptor is not a socket to accept on.
+ * @throws {Error} when the variables contradict each other, or a descriptor is not a socket that can be held.
  */
 export function fromSystemd(
   env: NodeJS.ProcessEnv = process.env,
@@ -40,7 +40,7 @@ export function fromSystemd(
     const { kind, what } = describeFd(fd)
     if (kind === 'other') {
       throw new Error(
-        `The service manager passed file descriptor ${fd} (${name}), which is ${what}, not a stream socket.`,
+        `The service manager passed file descriptor ${fd} (${name}), which is ${what}, not a socket to hold.`,
       )
     }
   }

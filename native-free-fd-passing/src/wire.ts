@@ -24,7 +24,7 @@ export const ACK = 'NODE_FD_PASSING_ACK'
 export interface Envelope {
   readonly cmd: typeof SOCKET
   readonly id: number
-  readonly kind: 'tcp' | 'unix'
+  readonly kind: 'tcp' | 'unix' | 'udp'
   readonly bound: BoundAddress | null
   readonly message: object
 }

@@ -24,11 +24,12 @@ t.test('LISTEN_FDS', async (t) => {
   using tcp2 = bind(LOOPBACK)
   const name = path.join(shortDir(t), 'a.sock')
   using unix = bind({ kind: 'unix', path: name })
+  using udp = bind({ kind: 'udp', host: '127.0.0.1', port: 0 })
   const file = fs.openSync('/dev/null', 'r')
   t.teardown(() => fs.closeSync(file))
 
-  const env = ['LISTEN_FDS=4', 'LISTEN_FDNAMES=web:admin:notify:web']
-  const { child, fact } = launch(t, env, ['notify'], [tcp.fd, unix.fd, file, tcp2.fd])
+  const env = ['LISTEN_FDS=5', 'LISTEN_FDNAMES=web:admin:notify:web:dns']
+  const { child, fact } = launch(t, env, ['notify'], [tcp.fd, unix.fd, file, tcp2.fd, udp.fd])
   const { port, address } = tcp.bound!
   t.same(await fact('names'), {
     elsewhere: 0,
@@ -41,6 +42,7 @@ t.test('LISTEN_FDS', async (t) => {
         ],
       ],
       ['admin', [{ asked: { kind: 'unix', path: name }, bound: null, fd: 4 }]],
+      ['dns', [{ asked: { kind: 'udp', host: address, port: udp.bound!.port }, bound: udp.bound, fd: 7 }]],
     ],
   })
   await fact('opened')
@@ -65,7 +67,7 @@ t.test('LISTEN_FDS', async (t) => {
 })
 
 t.test('adopt names what it cannot take', async (t) => {
-  const refuses = (fd: number, what: RegExp, expect?: 'tcp' | 'unix'): void =>
+  const refuses = (fd: number, what: RegExp, expect?: 'tcp' | 'unix' | 'udp'): void =>
     void t.throws(() => adopt(fd, expect), {
       name: 'BindError',
       syscall: 'open',
@@ -73,7 +75,7 @@ t.test('adopt names what it cannot take', async (t) => {
       message: what,
     })
 
-  refuses(9999, /Cannot adopt file descriptor 9999 as a TCP or unix socket to accept on: it is not open\./)
+  refuses(9999, /Cannot adopt file descriptor 9999 as a TCP, unix or UDP socket to hold: it is not open\./)
   const dir = shortDir(t)
   const file = fs.openSync(path.join(dir, 'file'), 'w')
   refuses(file, /a regular file/)
@@ -88,12 +90,13 @@ t.test('adopt names what it cannot take', async (t) => {
     .readdirSync('/proc/self/fd')
     .map(Number)
     .find((fd) => isUdp(fd, udp.address().port))
-  if (udpFd !== undefined) refuses(udpFd, /a UDP socket/)
+  if (udpFd !== undefined) refuses(udpFd, /as a TCP socket to hold: it is a UDP socket/, 'tcp')
   else t.fail('no descriptor of the UDP socket')
   udp.close()
 
   using unix = bind({ kind: 'unix', path: path.join(dir, 'a.sock') })
-  refuses(unix.fd, /as a TCP socket to accept on: it is a unix socket/, 'tcp')
+  refuses(unix.fd, /as a TCP socket to hold: it is a unix socket/, 'tcp')
+  refuses(unix.fd, /as a UDP socket to hold: it is a unix socket/, 'udp')
 })
 
 function isUdp(fd: number, port: number): boolean {

@@ -221,7 +221,7 @@ export interface Usr2Options extends ServeOptions {
   readonly workers?: number
   readonly control?: string
   readonly flags?: readonly string[]
-  /** A file beside this one; default: app.cjs. */
+  /** Default: app.cjs. */
   readonly app?: string
   readonly env?: Readonly<Record<string, string>>
   /** A program that runs the master, with its arguments: `setpriv ...`. */
@@ -230,34 +230,15 @@ export interface Usr2Options extends ServeOptions {
 
 /** `usr2 run app.cjs`. Resolves when its first generation serves. */
 export async function serveUsr2(bench: Bench, options: Usr2Options): Promise<Served> {
-  const {
-    node,
-    cli,
-    bootMs = 0,
-    bootCpuMs = 0,
-    core = null,
-    workers = 1,
-    flags = [],
-    app = 'app.cjs',
-  } = options
+  const { node, cli, bootMs = 0, bootCpuMs = 0, core = null, workers = 1, app = APP } = options
+  const { flags = [], env = {}, wrapper = [] } = options
   if (!existsSync(cli)) throw new Error(`${cli} is not there: run \`npm run build\` first`)
   const port = await freePort()
   const control = options.control ?? join(bench.directory, 'c.sock')
-  const args = [
-    cli,
-    'run',
-    '--control',
-    control,
-    '--name',
-    'bench',
-    '--workers',
-    `${workers}`,
-    ...flags,
-    join(HERE, app),
-  ]
-  const env = { PORT: `${port}`, ...bootEnv(bootMs, bootCpuMs), ...options.env }
-  const [program = node, ...before] = [...(options.wrapper ?? []), node]
-  const child = bench.start('usr2', program, [...before, ...args], { env, core })
+  const args = [cli, 'run', '--control', control, '--name', 'bench', '--workers', `${workers}`, ...flags, app]
+  const own = { PORT: `${port}`, ...bootEnv(bootMs, bootCpuMs), ...env }
+  const [program = node, ...before] = [...wrapper, node]
+  const child = bench.start('usr2', program, [...before, ...args], { env: own, core })
   await child.event(['ready'])
   return { port, child }
 }

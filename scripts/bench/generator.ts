@@ -1,6 +1,6 @@
 /** Throughput: as many requests as the server can answer. By wrk where there is one, else by our own client. */
 import { type Bench, which } from './bench.ts'
-import { startLoad } from './start-load.ts'
+import { startLoad } from '../../src/drill/start-load.ts'
 
 /** `new`: a connection for each request. */
 export type Kind = 'new' | 'keepalive'

@@ -6,6 +6,7 @@
  *     node --import tsx scripts/bench/idle.ts [--idle 10000] [--websockets 1000] [--node PATH] [--json]
  */
 import { connect, type Socket } from 'node:net'
+import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { bench, DEFAULT_CLI, nodeVersion, progress, reloadUsr2, serveUsr2, sleep, until } from './bench.ts'
 import { childrenOf, cpuMs, rssMb } from './proc.ts'
@@ -89,7 +90,7 @@ await bench(async (bench) => {
   const served = await serveUsr2(bench, {
     node: flags.node,
     cli: flags.cli,
-    app: 'idle-app.cjs',
+    app: fileURLToPath(new URL('idle-app.cjs', import.meta.url)),
     env: { KEEP_ALIVE_MS: `${KEEP_ALIVE_MS}` },
     flags: ['--drain-timeout', DRAIN],
   })

@@ -1,14 +1,15 @@
 /**
  * Reloads under load: how many requests fail? Each request has one outcome, nothing is sent twice, and the client
- * sits in a process of its own (load.ts). See README.md beside this file.
+ * sits in a process of its own (src/drill/load.ts). See README.md beside this file.
  *
- *     node --import tsx scripts/bench/reload.ts [--reloads 50] [--profiles mix,hot] [--node PATH] [--peers] [--json]
+ *     node --import tsx scripts/bench/reload.ts [--reloads 50] [--profiles mix,hot,everything] [--node PATH] [--peers] [--json]
  */
+import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { bench, type Bench, DEFAULT_CLI, goneIn, nodeVersion, progress, sleep } from './bench.ts'
-import { HOT, type LoadResult, MIX, summary, type TallyResult, type Traffic } from './load.ts'
+import { bench, type Bench, DEFAULT_CLI, freePort, goneIn, nodeVersion, progress, sleep } from './bench.ts'
+import { HOT, type LoadResult, MIX, summary, type TallyResult, type Traffic } from '../../src/drill/load.ts'
 import { table } from './stats.ts'
-import { startLoad } from './start-load.ts'
+import { startLoad } from '../../src/drill/start-load.ts'
 import { PEERS, startSubject, SUBJECTS, type Subject, type SubjectName } from './subjects.ts'
 
 const { values: flags } = parseArgs({
@@ -27,14 +28,48 @@ const { values: flags } = parseArgs({
   },
 })
 
-type Profile = 'mix' | 'hot'
+type Profile = 'mix' | 'hot' | 'everything'
 
 /** Undisturbed traffic before the first reload, between two, and after the last. */
 const STEADY_MS = 500
 /** Old processes that are still there then are left alone, and the next reload begins. */
 const OLD_GONE_MS = 20_000
 
-const TRAFFIC: Record<Profile, readonly Traffic[]> = { mix: MIX, hot: HOT }
+const TRAFFIC: Record<Exclude<Profile, 'everything'>, readonly Traffic[]> = { mix: MIX, hot: HOT }
+
+/** WebSockets are closed over all of the drain: with the usual 30 s, 100 reloads would take an hour. */
+const EVERYTHING_FLAGS = ['--drain-timeout', '5s']
+const EVERYTHING_APP = fileURLToPath(new URL('everything.cjs', import.meta.url))
+
+/** Every kind of client at once, about 1,400 requests a second, against everything.cjs. */
+function everything({ h2c, tls }: Ports): readonly Traffic[] {
+  const overTls = { port: tls, tls: true }
+  return [
+    ...MIX,
+    { mode: 'pipelined', connections: 4, thinkMs: [10, 30] },
+    { mode: 'upload', connections: 4, uploadMs: 1500, echo: true },
+    { mode: 'preconnect', connections: 4 },
+    { mode: 'websocket', connections: 20, pingMs: 200 },
+    { mode: 'http2', name: 'h2c', connections: 4, depth: 4, target: { port: h2c }, thinkMs: [10, 50] },
+    {
+      mode: 'http2',
+      name: 'h2c slow',
+      connections: 2,
+      depth: 4,
+      target: { port: h2c },
+      path: '/slow?ms=500',
+    },
+    { mode: 'http2', name: 'h2 tls', connections: 4, depth: 4, target: overTls, thinkMs: [10, 50] },
+    { mode: 'keepalive', name: 'tls keepalive', connections: 8, target: overTls },
+    { mode: 'new', name: 'tls new', connections: 2, target: overTls, thinkMs: [20, 60] },
+    { mode: 'post', name: 'tls post', connections: 2, target: overTls, echo: true },
+  ]
+}
+
+interface Ports {
+  readonly h2c: number
+  readonly tls: number
+}
 
 interface Run {
   readonly subject: string
@@ -61,8 +96,17 @@ async function measure(bench: Bench, name: SubjectName, profile: Profile, reload
   const node = nodeVersion(flags.node)
   const { cli } = flags
   const options = { node: flags.node, cli, workers: Number(flags.workers), bootMs: Number(flags['boot-ms']) }
-  const subject = await startSubject(name, bench, options)
-  const { traffic, skipped } = trafficFor(subject, profile)
+  const ports = { h2c: await freePort(), tls: await freePort() }
+  const more =
+    profile === 'everything'
+      ? {
+          app: EVERYTHING_APP,
+          env: { H2C_PORT: `${ports.h2c}`, TLS_PORT: `${ports.tls}` },
+          flags: EVERYTHING_FLAGS,
+        }
+      : {}
+  const subject = await startSubject(name, bench, { ...options, ...more })
+  const { traffic, skipped } = trafficFor(subject, profile, ports)
   if (skipped.length > 0) progress(`${name} has no app behind it: without ${skipped.join(', ')}`)
   const load = await startLoad({ target: { port: subject.port }, traffic, versionOf: 'pid' })
   const times: { doneMs: number; oldGoneMs: number | null; before: number[] }[] = []
@@ -95,8 +139,9 @@ async function measure(bench: Bench, name: SubjectName, profile: Profile, reload
 function trafficFor(
   { hasApp }: Subject,
   profile: Profile,
+  ports: Ports,
 ): { traffic: readonly Traffic[]; skipped: string[] } {
-  const all = TRAFFIC[profile]
+  const all = profile === 'everything' ? everything(ports) : TRAFFIC[profile]
   const needsApp = ({ mode }: Traffic): boolean => ['post', 'slow', 'stream'].includes(mode)
   if (hasApp) return { traffic: all, skipped: [] }
   return {
@@ -169,6 +214,12 @@ function report(runs: readonly Run[]): string {
       `${subject}, ${profile}, ${node}: failed per reload: ${reloads.map(({ failed }) => failed).join(' ')}`,
     )
     reloads.forEach(({ failures }, at) => failures && lines.push(`  reload ${at + 1}: ${failures}`))
+    if (profile === 'everything') {
+      const ends = Object.entries(load.webSocketEnds).map(([how, count]) => `${how} ${count}`)
+      lines.push(`  WebSockets ended by the server: ${ends.join(', ') || 'none'}`)
+      for (const [name, { requests, retryable }] of Object.entries(load.traffic))
+        if (retryable > 0) lines.push(`  ${name}: ${retryable} of ${requests} retryable`)
+    }
     if (load.failed > 0 && subject === 'usr2') lines.push(summary(load))
   }
   return lines.join('\n')
@@ -194,7 +245,8 @@ function middle(sorted: readonly number[]): number {
 await bench(async (bench) => {
   const profiles = flags.profiles.split(',') as Profile[]
   for (const profile of profiles)
-    if (!(profile in TRAFFIC)) throw new Error(`no profile ${profile}: mix, hot`)
+    if (!(profile in TRAFFIC) && profile !== 'everything')
+      throw new Error(`no profile ${profile}: mix, hot, everything`)
   const all: readonly SubjectName[] = flags.peers ? ['usr2', ...PEERS] : ['usr2']
   const subjects = flags.only === undefined ? all : (flags.only.split(',') as SubjectName[])
   for (const name of subjects)
@@ -202,6 +254,8 @@ await bench(async (bench) => {
   const runs: Run[] = []
   for (const subject of subjects) {
     for (const profile of profiles) {
+      // One app with all protocols is ours to bring; what peers do to them is known (FIN without a close frame).
+      if (profile === 'everything' && subject !== 'usr2') continue
       const reloads = Number(subject === 'usr2' ? flags.reloads : flags['peer-reloads'])
       try {
         runs.push(await measure(bench, subject, profile, reloads))

@@ -6,9 +6,9 @@
 import { parseArgs } from 'node:util'
 import { bench, DEFAULT_CLI, goneIn, nodeVersion, progress, reloadUsr2, serveUsr2, until } from './bench.ts'
 import { growthFrom, holdsMore, type Sample, sampleOf, type Watched } from './growth.ts'
-import { summary, type Traffic } from './load.ts'
+import { summary, type Traffic } from '../../src/drill/load.ts'
 import { childrenOf } from './proc.ts'
-import { startLoad } from './start-load.ts'
+import { startLoad } from '../../src/drill/start-load.ts'
 import { table } from './stats.ts'
 
 const { values: flags } = parseArgs({

@@ -34,6 +34,10 @@ export interface SubjectOptions {
   readonly workers: number
   readonly bootMs: number
   readonly bootCpuMs?: number
+  /** Of usr2 only: another app than app.cjs, with its environment and the flags it needs. */
+  readonly app?: string
+  readonly env?: Readonly<Record<string, string>>
+  readonly flags?: readonly string[]
 }
 
 /** What takes away every capability, and so the right to raise a priority: what a service with `User=` has. */

@@ -1,6 +1,9 @@
 /**
  * The listeners of this master: bound on a worker's first claim, held for the master's whole life, granted to any
- * number of workers, released only on order. The master never listens and never accepts on them.
+ * number of workers, released only on order. The master never listens, accepts or reads on them.
+ *
+ * A UDP socket needs no proof by listen(2): bind(2) tells all. And a worker gets its copy with the answer to its claim,
+ * not with the grant: it may send before it may read, and an unread copy is no trap while others read.
  */
 import { lstatSync, rmSync } from 'node:fs'
 import net from 'node:net'
@@ -65,7 +68,7 @@ export class Listeners {
     const address = wire as Address
     const key = listenerKey(address)
     const held = this.held.get(key)
-    if (held) return worker.send({ t: 'answer', id, ok: held.known })
+    if (held) return this.answer({ worker, id, address }, held)
     const proof = this.proofs.get(key)
     if (proof) return void proof.waiting.push({ worker, id, address })
     void this.bind({ worker, id, address }, key)
@@ -73,6 +76,7 @@ export class Listeners {
 
   private async bind(asker: Asker, key: ListenerKey): Promise<void> {
     const { worker, id, address } = asker
+    const syscall = address.kind === 'udp' ? 'bind' : 'listen'
     const refuse = (error: WireError, why: string): void => {
       this.parts.log.warn({ ...worker.facts, listener: key }, why)
       worker.explain(why)
@@ -83,7 +87,7 @@ export class Listeners {
     )
     if (rival) {
       return refuse(
-        { code: 'EADDRINUSE', errno: -98, syscall: 'listen' },
+        { code: 'EADDRINUSE', errno: -98, syscall },
         `could not bind ${key}: it overlaps ${rival.known.key}, which this master holds ` +
           `(if the app has moved there: usr2 reload --drop ${rival.known.key}, or stop and start)`,
       )
@@ -94,6 +98,10 @@ export class Listeners {
       if (this.held.has(key) || this.proofs.has(key)) return this.claim(worker, id, address)
       if (!worker.alive) return
       const held = this.hold(bindAs(address), address, key)
+      if (address.kind === 'udp') {
+        this.keep(asker, held)
+        return this.answer(asker, held)
+      }
       this.proofs.set(key, { prover: worker, held, waiting: [] })
       const message = { cmd: CMD, t: 'handle', purpose: 'verify', listener: held.known, id }
       held.socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS }).catch(() => {
@@ -103,14 +111,11 @@ export class Listeners {
       if (!(error instanceof BindError)) {
         // A worker's word is not to be trusted: an address that is none must not end the master.
         const why = error instanceof Error ? error.message : String(error)
-        return refuse({ code: 'EINVAL', errno: -22, syscall: 'listen' }, `could not bind ${key}: ${why}`)
+        return refuse({ code: 'EINVAL', errno: -22, syscall }, `could not bind ${key}: ${why}`)
       }
       const owner = error.code === 'EADDRINUSE' ? ownerOf(address) : null
       const { code, errno } = error
-      refuse(
-        { code, errno, syscall: 'listen' },
-        `could not bind ${key}: ${hintFor(code, owner, error.message)}`,
-      )
+      refuse({ code, errno, syscall }, `could not bind ${key}: ${hintFor(code, owner, error.message)}`)
     }
   }
 
@@ -134,16 +139,29 @@ export class Listeners {
     return { socket, address, known, path }
   }
 
+  private keep({ worker }: { readonly worker: WorkerHandle }, held: Held): void {
+    const { key } = held.known
+    this.held.set(key, held)
+    this.parts.log.info({ ...worker.facts, listener: key }, `holds ${key}`)
+    this.parts.onHeld(held.known)
+  }
+
+  private answer({ worker, id, address }: Asker, { known, socket }: Held): void {
+    if (address.kind !== 'udp') return worker.send({ t: 'answer', id, ok: known })
+    const message = { cmd: CMD, t: 'handle', purpose: 'bound', listener: known, id }
+    socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS }).catch(() => {
+      worker.send({ t: 'answer', id, error: { code: 'ECANCELED', errno: -125, syscall: 'bind' } })
+    })
+  }
+
   /** The prover's listen(2) went well (`error` null) or not. */
   proved(worker: WorkerHandle, key: ListenerKey, error: WireError | null): void {
     const proof = this.proofs.get(key)
     if (!proof || proof.prover !== worker) return
     this.proofs.delete(key)
     if (error === null) {
-      this.held.set(key, proof.held)
-      this.parts.log.info({ ...worker.facts, listener: key }, `holds ${key}`)
-      this.parts.onHeld(proof.held.known)
-      for (const { worker, id } of proof.waiting) worker.send({ t: 'answer', id, ok: proof.held.known })
+      this.keep({ worker }, proof.held)
+      for (const asker of proof.waiting) this.answer(asker, proof.held)
       return
     }
     const owner = error.code === 'EADDRINUSE' ? ownerOf(proof.held.address) : null

@@ -1,10 +1,10 @@
-/** Whose a TCP port or a unix path is, for the sentence about EADDRINUSE. Linux: read from /proc, see proc(5). */
+/** Whose a port or a unix path is, for the sentence about EADDRINUSE. Linux: read from /proc, see proc(5). */
 import { closeSync, openSync, readFileSync, readSync, readdirSync, readlinkSync } from 'node:fs'
 import type { Address } from '../address.ts'
 
 /** `pid 4711 (nginx: master process)`, or null when nobody can be seen (another user's process, no /proc). */
 export function ownerOf(address: Address): string | null {
-  const inodes = address.kind === 'unix' ? unixInodes(address.path) : tcpInodes(address.port)
+  const inodes = inodesOf(address)
   if (inodes.size === 0) return null
   for (const pid of entries('/proc').filter((name) => /^\d+$/.test(name))) {
     for (const fd of entries(`/proc/${pid}/fd`)) {
@@ -15,11 +15,23 @@ export function ownerOf(address: Address): string | null {
   return null
 }
 
+function inodesOf(address: Address): Set<string> {
+  if (address.kind === 'unix') return unixInodes(address.path)
+  return address.kind === 'udp' ? udpInodes(address.port) : tcpInodes(address.port)
+}
+
 const LISTEN = '0A'
 
 function tcpInodes(port: number): Set<string> {
   const hex = port.toString(16).toUpperCase().padStart(4, '0')
   const columns = ['/proc/net/tcp', '/proc/net/tcp6'].flatMap(listening)
+  return new Set(columns.flatMap((c) => (c[1]?.endsWith(`:${hex}`) && c[9] ? [c[9]] : [])))
+}
+
+function udpInodes(port: number): Set<string> {
+  const hex = port.toString(16).toUpperCase().padStart(4, '0')
+  const rows = ['/proc/net/udp', '/proc/net/udp6'].flatMap((path) => read(path).split('\n').slice(1))
+  const columns = rows.map((row) => row.trim().split(/\s+/))
   return new Set(columns.flatMap((c) => (c[1]?.endsWith(`:${hex}`) && c[9] ? [c[9]] : [])))
 }
 

@@ -15,7 +15,7 @@ import { resolve } from 'node:path'
 import { Facade, errnoInfo } from 'native-free-fd-passing'
 import type { ReceivedSocket } from 'native-free-fd-passing'
 import { listenerKey } from '../address.ts'
-import type { Address } from '../address.ts'
+import type { StreamAddress } from '../address.ts'
 import type { KnownListener, ToWorker, WireError } from '../protocol.ts'
 import type { KeptPaths } from './keep-path.ts'
 import type { Link } from './link.ts'
@@ -93,7 +93,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
     const id = ++this._listeningId
     if (typeof asked === 'object' && asked.kind === 'unix') this._pipeName = options.path
     const isVoid = (): boolean => this._listeningId !== id || this._handle !== null
-    const claim = (address: Address): void => {
+    const claim = (address: StreamAddress): void => {
       const fail = (error: WireError): void =>
         void this.emit('error', nodeError(error, address, options.path))
       const key = listenerKey(address)
@@ -141,7 +141,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
     server: Listening,
     key: string,
     listener: KnownListener,
-    address: Address,
+    address: StreamAddress,
     backlog: number,
   ): void => {
     let release: (() => void) | null = null
@@ -222,7 +222,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
 }
 
 /** An address to claim, a host name to look up first, or undefined for what is Node's own to do or to refuse. */
-function whatIsAsked(options: Options, args: unknown[], pwd: string): Address | string | undefined {
+function whatIsAsked(options: Options, args: unknown[], pwd: string): StreamAddress | string | undefined {
   const inner = options._handle ?? options.handle
   if (inner !== undefined || args.length === 0 || (typeof args[0] === 'object' && isHandle(args[0])))
     return undefined
@@ -301,7 +301,11 @@ function wireError(errno: number, syscall: string): WireError {
  *
  * @param path of a unix socket, as the app gave it
  */
-function nodeError({ code, errno, syscall }: WireError, address: Address, path: string | undefined): Error {
+function nodeError(
+  { code, errno, syscall }: WireError,
+  address: StreamAddress,
+  path: string | undefined,
+): Error {
   const place =
     address.kind === 'unix'
       ? { address: path ?? address.path, port: -1 }

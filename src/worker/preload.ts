@@ -10,6 +10,7 @@ import { onReceive } from 'native-free-fd-passing'
 import { GUEST_ENV, PROTOCOL_VERSION, toWorker } from '../protocol.ts'
 import type { GuestConfig } from '../protocol.ts'
 import { faceApp } from './app-face.ts'
+import { claimUdp } from './claim-udp.ts'
 import { claimListeners } from './claim.ts'
 import { prepareDrain, promiseMs } from './drain.ts'
 import { reportFailures } from './failure.ts'
@@ -73,20 +74,23 @@ function start(config: GuestConfig): void {
     },
   })
 
+  const udp = claimUdp(link, warn)
   const drain = prepareDrain({
     ledger,
     http1,
     http2,
     servers,
     websocketDrain: config.websocketDrain,
-    withdrawAll: () => claims.withdrawAll(),
+    withdrawAll() {
+      claims.withdrawAll()
+      udp.withdrawAll()
+    },
     onBegin(timeoutMs) {
       link.send({ t: 'draining', timeoutMs })
       app.drains(timeoutMs)
     },
     onOver(counts, cut, slowest) {
-      // The job at which a leader is has the time of the drain, as a request has, also where there are no connections.
-      leadership.whenReturned(() => {
+      const shutDown = (): void => {
         link.send({ t: 'drained', counts, cut, slowest })
         const stay = link.hold()
         const release = (): void => {
@@ -94,7 +98,10 @@ function start(config: GuestConfig): void {
           stay()
         }
         void shutDownApp({ closers: app.closers, timeoutMs: times.shutdownTimeoutMs, release, warn })
-      })
+      }
+      // The job at which a leader is has the time of the drain, as a request has, also where there are no connections;
+      // and a datagram that was read has its moment to be answered.
+      leadership.whenReturned(() => udp.whenQuiet(times.drainTimeoutMs, shutDown))
     },
     onDied: (counts, lost) => link.send({ t: 'died', counts, lost }),
   })
@@ -117,7 +124,8 @@ function start(config: GuestConfig): void {
         return drain.begin(times)
       case 'cut':
         drain.cut()
-        return leadership.cut()
+        leadership.cut()
+        return udp.cut()
       case 'lead':
         return leadership.lead()
       case 'step-down':
@@ -128,7 +136,8 @@ function start(config: GuestConfig): void {
         return tickets.take(message)
       default:
         if (message.t === 'withdraw') app.withdrawn()
-        return claims.handle(message)
+        claims.handle(message)
+        return udp.handle(message)
     }
   })
   onReceive((socket, message) => {
@@ -139,8 +148,9 @@ function start(config: GuestConfig): void {
       failures.stopListening()
     }
     // A proof is given also in a drain: else the app would never hear of its `listen`, nor would anybody else who asks
-    // the master for that address before this worker has gone.
-    claims.receive(socket, order)
+    // the master for that address before this worker has gone. And an app that binds a datagram socket may send.
+    if (socket.kind === 'udp') udp.receive(socket, order)
+    else claims.receive(socket, order)
     if (order.purpose === 'open') app.granted()
   })
   // The master died: nobody will replace this worker, and its listeners may be bound anew by the next master.

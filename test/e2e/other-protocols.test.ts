@@ -1,10 +1,12 @@
 /** How connections that do not speak HTTP/1.1 leave: HTTP/2 sessions, WebSockets, other upgraded ones. */
+import { once } from 'node:events'
 import http2 from 'node:http2'
 import net from 'node:net'
+import { join } from 'node:path'
 import t from 'tap'
 import type { Test } from 'tap'
 import { WebSocket } from 'ws'
-import { freePort } from '../helpers/tmp.ts'
+import { freePort, shortTmp } from '../helpers/tmp.ts'
 import { startUsr2, type Usr2 } from '../helpers/usr2.ts'
 import { deadline } from '../helpers/wait.ts'
 
@@ -180,3 +182,34 @@ t.test(
     await usr2.stop()
   },
 )
+
+t.test('a raw connection over a unix socket: waits for its end, then the deadline cuts', async (t) => {
+  const PATH_NAME = join(shortTmp(t), 'a.sock')
+  const usr2 = startUsr2(t, { fixture: 'echo-net.cjs', flags: ['--drain-timeout', '2s'], env: { PATH_NAME } })
+  await usr2.ready()
+  const [leaving, staying] = [net.connect(PATH_NAME), net.connect(PATH_NAME)]
+  t.teardown(() => staying.destroy())
+  const echo = async (socket: net.Socket, text: string): Promise<void> => {
+    socket.write(text)
+    const [data] = (await deadline(once(socket, 'data'), WAIT_MS, `the echo of ${text}`)) as [Buffer]
+    t.equal(String(data), text)
+  }
+  await Promise.all([echo(leaving, 'before'), echo(staying, 'before')])
+  const from = usr2.process.lines.length
+  const reload = usr2.reload({ flags: ['--wait', 'drained'] })
+  await usr2.process.line(/^draining$/, { from })
+  await Promise.all([echo(leaving, 'after'), echo(staying, 'after')])
+  const next = net.connect(PATH_NAME)
+  await echo(next, 'to the new generation')
+  next.end()
+  leaving.end()
+  await deadline(once(leaving, 'close'), WAIT_MS, 'the end of the connection that leaves')
+  t.notOk(
+    usr2.events().some(({ event }) => event === 'cut'),
+    'the one that left was not cut',
+  )
+  await deadline(once(staying.resume(), 'close'), WAIT_MS, 'the cut')
+  t.match((await reload).stdout, /generation 1 has ended: 2 connections, 0 requests, 1 cut/)
+  t.match(await usr2.event('cut'), { cut: 1, connections: [{ what: 'raw', peer: 'unix' }] })
+  await usr2.stop()
+})

@@ -6,7 +6,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
-import type { LoadResult, Traffic } from '../../scripts/bench/load.ts'
+import type { LoadResult, Traffic } from '../../src/drill/load.ts'
 import type { Status } from '../../src/master/face.ts'
 import { get, getJson } from '../helpers/http.ts'
 import { expectNoneFailed, loadUnder } from '../helpers/load.ts'

@@ -3,7 +3,7 @@ import { existsSync, lstatSync, readdirSync, renameSync, rmSync, writeFileSync }
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import type { LoadResult } from '../../scripts/bench/load.ts'
+import type { LoadResult } from '../../src/drill/load.ts'
 import { getJson } from '../helpers/http.ts'
 import { expectNoneFailed, loadUnder } from '../helpers/load.ts'
 import { expectNothingLeft } from '../helpers/spawn.ts'

@@ -1,6 +1,6 @@
 /** A load client for a test: in a process of its own, ended with the test. */
-import { type LoadResult, summary } from '../../scripts/bench/load.ts'
-import { type RemoteLoad, type RemoteLoadOptions, startLoad } from '../../scripts/bench/start-load.ts'
+import { type LoadResult, summary } from '../../src/drill/load.ts'
+import { type RemoteLoad, type RemoteLoadOptions, startLoad } from '../../src/drill/start-load.ts'
 import { scopeOf, type TestLike } from './scope.ts'
 import { withoutTap } from './spawn.ts'
 import { until } from './wait.ts'

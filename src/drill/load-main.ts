@@ -23,18 +23,28 @@ function begin(options: RemoteLoadOptions): Load {
 
 let load: Load | undefined
 let finished = false
+let guarded: number | undefined
 const input = createInterface({ input: process.stdin })
 
 input.on('line', (text) => {
   const order = JSON.parse(text) as Order
   if ('options' in order) {
+    guarded = order.guard
     load = begin(order.options)
     void load.done.then(() => (finished = true))
-  } else if ('mark' in order) load?.mark(order.mark, order.atMs)
+  } else if ('mark' in order) load?.mark(order.mark, order.atMs, order.kind)
+  else if ('epoch' in order) load?.epoch(order.epoch)
+  else if ('onlySince' in order) load?.onlySince(order.onlySince)
   else if ('snapshot' in order && load !== undefined) answer({ snapshot: load.snapshot() })
   else if ('stop' in order) void load?.stop()
 })
 
 input.on('close', () => {
-  if (!finished) process.exit(1)
+  if (finished) return
+  try {
+    if (guarded !== undefined) process.kill(guarded, 'SIGTERM')
+  } catch {
+    // It has ended by itself.
+  }
+  process.exit(1)
 })

@@ -3,7 +3,9 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { tmpdir } from 'node:os'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
-import { type LoadOptions, type LoadResult, now, type VersionField } from './load.ts'
+import type { LoadOptions } from './load.ts'
+import type { LoadResult } from './result.ts'
+import { now, type VersionField } from './world.ts'
 
 /** What can cross to another process: no function. */
 export interface RemoteLoadOptions extends Omit<LoadOptions, 'versionOf'> {
@@ -11,8 +13,10 @@ export interface RemoteLoadOptions extends Omit<LoadOptions, 'versionOf'> {
 }
 
 export type Order =
-  | { readonly options: RemoteLoadOptions }
-  | { readonly mark: string; readonly atMs: number }
+  | { readonly options: RemoteLoadOptions; readonly guard?: number }
+  | { readonly mark: string; readonly atMs: number; readonly kind?: string }
+  | { readonly epoch: number }
+  | { readonly onlySince: number }
   | { readonly snapshot: true }
   | { readonly stop: true }
 
@@ -24,6 +28,8 @@ export interface StartLoadOptions {
   readonly env?: Readonly<Record<string, string>>
   /** The processor core it is to stay on (taskset(1)). */
   readonly core?: number | null
+  /** A process that is sent SIGTERM when ours ends without having stopped the load: we were killed, it must not stay. */
+  readonly guard?: number
 }
 
 export class RemoteLoad {
@@ -63,10 +69,12 @@ export class RemoteLoad {
   }
 
   /** @internal */
-  static start(options: RemoteLoadOptions, { env = {}, core = null }: StartLoadOptions): Promise<RemoteLoad> {
-    const main = fileURLToPath(new URL('load-main.ts', import.meta.url))
+  static start(
+    options: RemoteLoadOptions,
+    { env = {}, core = null, guard }: StartLoadOptions,
+  ): Promise<RemoteLoad> {
     const { PATH = '', HOME = '' } = process.env
-    const node = [process.execPath, '--import', import.meta.resolve('tsx'), main]
+    const node = [process.execPath, ...loadMain()]
     const [command = '', ...args] = core === null ? node : ['taskset', '-c', `${core}`, ...node]
     const child = spawn(command, args, {
       env: { PATH, HOME, TMPDIR: tmpdir(), ...env },
@@ -74,13 +82,23 @@ export class RemoteLoad {
     })
     return new Promise((resolve, reject) => {
       const load: RemoteLoad = new RemoteLoad(child, () => resolve(load), reject)
-      load.#order({ options })
+      load.#order({ options, ...(guard === undefined ? {} : { guard }) })
     })
   }
 
-  /** A new phase counts from now on. */
-  mark(name: string): void {
-    this.#order({ mark: name, atMs: now() })
+  /** A new phase counts from now on; those of one `kind` are also counted together. */
+  mark(name: string, kind?: string): void {
+    this.#order({ mark: name, atMs: now(), ...(kind === undefined ? {} : { kind }) })
+  }
+
+  /** Connections opened from now on are answered by another generation. */
+  epoch(): void {
+    this.#order({ epoch: now() })
+  }
+
+  /** Whoever answered in an epoch before `epoch` (0 is the first) has gone. */
+  onlySince(epoch: number): void {
+    this.#order({ onlySince: epoch })
   }
 
   /** What was counted up to here. */
@@ -103,6 +121,13 @@ export class RemoteLoad {
   #order(order: Order): void {
     this.#child.stdin?.write(`${JSON.stringify(order)}\n`)
   }
+}
+
+/** As source, for our own tests and benchmarks, or bundled, beside us. */
+function loadMain(): string[] {
+  const source = import.meta.url.endsWith('.ts')
+  const main = fileURLToPath(new URL(source ? 'load-main.ts' : 'drill-load.mjs', import.meta.url))
+  return source ? [`--import=${import.meta.resolve('tsx')}`, main] : [main]
 }
 
 /** Resolves when the first connections are on their way. Rejects with the client's own words if it cannot start. */

@@ -13,7 +13,7 @@ export const FAILURE_CLASSES = [
   'keepaliveReset',
   /** The connection ended within a response. */
   'truncated',
-  /** Answered, but not 2xx. */
+  /** Answered, but not as it should be: not 2xx, or what the traffic says. */
   'status',
   /** Not HTTP/1.1, or a body that is not what was announced. */
   'malformed',
@@ -23,9 +23,18 @@ export const FAILURE_CLASSES = [
   'brokenPromise',
   /** Bytes that no request had asked for. Not the outcome of a request. */
   'stray',
+  /** A WebSocket, or a raw session, ended without the close frame of its protocol. Not the outcome of a request. */
+  'bareClose',
+  /** A WebSocket was closed with another code than 1000, 1001 or 1012 (RFC 6455, 7.4.1). Not the outcome of a request. */
+  'closeCode',
+  /** An HTTP/2 request was refused, and refused again when it was sent once more. */
+  'refusedTwice',
   /** The client itself could not (EMFILE, EADDRNOTAVAIL): says nothing about the server, spoils the run. */
   'local',
 ] as const
+
+/** What is wrong with a connection, and not the outcome of a request. */
+export const OUTSIDE_REQUESTS = ['brokenPromise', 'stray', 'bareClose', 'closeCode'] as const
 
 export type FailureClass = (typeof FAILURE_CLASSES)[number]
 
@@ -36,10 +45,13 @@ export interface Latency {
 }
 
 export interface TallyResult {
-  /** Outcomes: each request has exactly one. `requests = ok + retryable + failed - brokenPromise - stray`. */
+  /** Outcomes: each request has exactly one. `requests = ok + retryable + failed`, less the {@link OUTSIDE_REQUESTS}. */
   readonly requests: number
   readonly ok: number
-  /** Pipelined behind a response with `Connection: close`: never processed, safe to send again (RFC 9112, 9.6). */
+  /**
+   * Never processed, and safe to send again: pipelined behind a response with `Connection: close` (RFC 9112, 9.6), an
+   * HTTP/2 stream refused or never sent (RFC 9113, 8.7), a ping behind the server's close frame (RFC 6455, 5.5.1).
+   */
   readonly retryable: number
   /** The sum of `failures`. */
   readonly failed: number
@@ -97,12 +109,12 @@ export class Tally {
     this.#failures.set(failure, (this.#failures.get(failure) ?? 0) + count)
   }
 
-  merge(other: Tally): void {
+  merge(other: Tally, withLatency = true): void {
     this.requests += other.requests
     this.ok += other.ok
     this.retryable += other.retryable
     for (const [failure, count] of other.#failures) this.fail(failure, count)
-    this.latency.merge(other.latency)
+    if (withLatency) this.latency.merge(other.latency)
   }
 
   result(): TallyResult {
