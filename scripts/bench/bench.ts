@@ -151,6 +151,30 @@ export class Bench {
     })
   }
 
+  /** Runs a program until its stdin is ended; `end` gives its output. */
+  begin(command: string, args: readonly string[]): { end(): Promise<string> } {
+    const { PATH = '', HOME = '' } = process.env
+    const env = { PATH, HOME, TMPDIR: this.directory, [TOKEN]: this.token }
+    const child = spawn(command, args, { env, detached: true, stdio: ['pipe', 'pipe', 'inherit'] })
+    let text = ''
+    child.stdout.setEncoding('utf8').on('data', (chunk: string) => (text += chunk))
+    const closed = new Promise<string>((resolve, reject) => {
+      child.once('error', reject)
+      child.once('close', (status, signal) => {
+        if (status === 0) resolve(text)
+        else reject(new Error(`${command} ended with ${signal ?? status}`))
+      })
+    })
+    // Whoever only ever calls `end` hears of it there.
+    closed.catch(() => {})
+    return {
+      end() {
+        child.stdin.end()
+        return closed
+      },
+    }
+  }
+
   /** Pids of all that was started here and what that started. */
   processes(): number[] {
     return processesWith(TOKEN, this.token)

@@ -233,8 +233,8 @@ export class Supervisor implements Face {
       onExit: (worker, exit) => this.onExit(worker, exit),
     })
     this.handles.set(id, handle)
-    if (handle.pid !== null && this.canRaise && [...this.state.workers.values()].some(serves)) {
-      lower(handle.pid)
+    if (handle.pid !== null && [...this.state.workers.values()].some(serves)) {
+      lower(handle.pid, this.canRaise)
       this.lowered.add(id)
     }
     if (hasChanged(pinned)) {
@@ -250,8 +250,9 @@ export class Supervisor implements Face {
   }
 
   private raise(id: WorkerId): void {
-    const pid = this.handles.get(id)?.pid ?? null
-    if (this.lowered.delete(id) && pid !== null) raise(pid)
+    const handle = this.handles.get(id)
+    if (!this.lowered.delete(id) || !handle || handle.pid === null) return
+    raise(handle.pid, this.canRaise, () => handle.alive)
   }
 
   private async open(id: WorkerId, key: string): Promise<void> {
