@@ -5,7 +5,7 @@
 // nothing on purpose: whatever a supervisor adds to a request is seen at its largest beside it.
 const http = require('node:http')
 
-const { PORT, BOOT_MS = '0', BOOT_CPU_MS = '0', PM2_DOCS_SHUTDOWN } = process.env
+const { PORT, BOOT_MS = '0', BOOT_CPU_MS = '0', PM2_DOCS_SHUTDOWN, SAY_BOOT } = process.env
 const me = JSON.stringify({ pid: process.pid })
 
 const cpuMs = () => {
@@ -40,6 +40,13 @@ const server = http.createServer((req, res) => {
     res.writeHead(404).end('{}')
   }
 })
+
+// What this process took until it listens, for preload.ts.
+if (SAY_BOOT) {
+  server.once('listening', () => {
+    console.log(JSON.stringify({ event: 'listening', ms: performance.now(), cpuMs: cpuMs() }))
+  })
+}
 
 work(Number(BOOT_CPU_MS))
 setTimeout(() => server.listen(Number(PORT), '127.0.0.1'), Number(BOOT_MS))

@@ -219,6 +219,7 @@ export interface ServeOptions {
   readonly bootMs?: number
   /** Of processor time, on top of `bootMs`. */
   readonly bootCpuMs?: number
+  readonly env?: Readonly<Record<string, string>>
   readonly core?: number | null
 }
 
@@ -231,11 +232,11 @@ export const bootEnv = (bootMs: number, bootCpuMs: number): Record<string, strin
 /** `node app.cjs`. Resolves when it answers. */
 export async function serveBare(
   bench: Bench,
-  { node, bootMs = 0, bootCpuMs = 0, core = null }: ServeOptions,
+  { node, bootMs = 0, bootCpuMs = 0, core = null, env = {} }: ServeOptions,
 ): Promise<Served> {
   const port = await freePort()
-  const env = { PORT: `${port}`, ...bootEnv(bootMs, bootCpuMs) }
-  const child = bench.start('the app', node, [APP], { env, core })
+  const own = { PORT: `${port}`, ...bootEnv(bootMs, bootCpuMs), ...env }
+  const child = bench.start('the app', node, [APP], { env: own, core })
   await firstAnswer(port, () => true, child)
   return { port, child }
 }
@@ -247,7 +248,6 @@ export interface Usr2Options extends ServeOptions {
   readonly flags?: readonly string[]
   /** Default: app.cjs. */
   readonly app?: string
-  readonly env?: Readonly<Record<string, string>>
   /** A program that runs the master, with its arguments: `setpriv ...`. */
   readonly wrapper?: readonly string[]
 }

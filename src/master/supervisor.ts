@@ -31,7 +31,7 @@ import type { Ledger } from './ledger.ts'
 import { Listeners } from './listeners.ts'
 import { ownVersion, verdictText } from './report.ts'
 import type { Logger } from './report.ts'
-import { canRaise, lower, raise } from './niceness.ts'
+import { MAX_YIELD_MS, canRaise, lower, raise } from './niceness.ts'
 import type { Notifier } from './systemd.ts'
 import { TicketKeys } from './ticket-keys.ts'
 import { WorkerHandle } from './worker-handle.ts'
@@ -236,6 +236,7 @@ export class Supervisor implements Face {
     if (handle.pid !== null && [...this.state.workers.values()].some(serves)) {
       lower(handle.pid, this.canRaise)
       this.lowered.add(id)
+      setTimeout(() => this.raise(id), MAX_YIELD_MS).unref()
     }
     if (hasChanged(pinned)) {
       const text =
