@@ -40,6 +40,7 @@ export interface Config {
   readonly minUptimeMs: number
   readonly maxRestarts: number
   readonly maxDraining: number
+  readonly maxBooting: number
   /** What the user said; see `defaultControlPath` for null. */
   readonly control: string | null
   readonly pidFile: string | null

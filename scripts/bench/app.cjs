@@ -1,11 +1,20 @@
 'use strict'
-// What every benchmark serves: bare, under usr2 and under its peers, unchanged. PORT, BOOT_MS (before listen).
-// GET / | /slow?ms= | /stream?ms= tell the pid; POST /echo gives back the body. The path of `GET /` costs next to
+// What every benchmark serves: bare, under usr2 and under its peers, unchanged. PORT, BOOT_MS (waiting) and
+// BOOT_CPU_MS (at work, as a framework is that reads and compiles its modules) before listen.
+// GET / | /slow?ms= | /stream?ms= | /work?ms= (of processor time) tell the pid; POST /echo gives back the body. The path of `GET /` costs next to
 // nothing on purpose: whatever a supervisor adds to a request is seen at its largest beside it.
 const http = require('node:http')
 
-const { PORT, BOOT_MS = '0', PM2_DOCS_SHUTDOWN } = process.env
+const { PORT, BOOT_MS = '0', BOOT_CPU_MS = '0', PM2_DOCS_SHUTDOWN, SAY_BOOT } = process.env
 const me = JSON.stringify({ pid: process.pid })
+
+const cpuMs = () => {
+  const { user, system } = process.cpuUsage()
+  return (user + system) / 1000
+}
+const work = (ms) => {
+  for (const end = cpuMs() + ms; cpuMs() < end;);
+}
 
 const server = http.createServer((req, res) => {
   res.setHeader('Content-Type', 'application/json')
@@ -17,6 +26,9 @@ const server = http.createServer((req, res) => {
     req.on('data', (chunk) => chunks.push(chunk)).on('end', () => res.end(Buffer.concat(chunks)))
   } else if (pathname === '/slow') {
     setTimeout(() => res.end(me), ms)
+  } else if (pathname === '/work') {
+    work(ms)
+    res.end(me)
   } else if (pathname === '/stream') {
     res.write(`${me.slice(0, -1)},"ticks":"`)
     const ticking = setInterval(() => res.write('.'), 100)
@@ -29,6 +41,14 @@ const server = http.createServer((req, res) => {
   }
 })
 
+// What this process took until it listens, for preload.ts.
+if (SAY_BOOT) {
+  server.once('listening', () => {
+    console.log(JSON.stringify({ event: 'listening', ms: performance.now(), cpuMs: cpuMs() }))
+  })
+}
+
+work(Number(BOOT_CPU_MS))
 setTimeout(() => server.listen(Number(PORT), '127.0.0.1'), Number(BOOT_MS))
 
 // The handler that PM2's documentation shows, for the peer that asks for it.

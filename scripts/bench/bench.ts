@@ -175,6 +175,30 @@ export class Bench {
     })
   }
 
+  /** Runs a program until its stdin is ended; `end` gives its output. */
+  begin(command: string, args: readonly string[]): { end(): Promise<string> } {
+    const { PATH = '', HOME = '' } = process.env
+    const env = { PATH, HOME, TMPDIR: this.directory, [TOKEN]: this.token }
+    const child = spawn(command, args, { env, detached: true, stdio: ['pipe', 'pipe', 'inherit'] })
+    let text = ''
+    child.stdout.setEncoding('utf8').on('data', (chunk: string) => (text += chunk))
+    const closed = new Promise<string>((resolve, reject) => {
+      child.once('error', reject)
+      child.once('close', (status, signal) => {
+        if (status === 0) resolve(text)
+        else reject(new Error(`${command} ended with ${signal ?? status}`))
+      })
+    })
+    // Whoever only ever calls `end` hears of it there.
+    closed.catch(() => {})
+    return {
+      end() {
+        child.stdin.end()
+        return closed
+      },
+    }
+  }
+
   /** Pids of all that was started here and what that started. */
   processes(): number[] {
     return processesWith(TOKEN, this.token)
@@ -217,16 +241,26 @@ export interface ServeOptions {
   /** Which Node runs the app, and usr2 with it. */
   readonly node: string
   readonly bootMs?: number
+  /** Of processor time, on top of `bootMs`. */
+  readonly bootCpuMs?: number
+  readonly env?: Readonly<Record<string, string>>
   readonly core?: number | null
 }
+
+/** What app.cjs reads. */
+export const bootEnv = (bootMs: number, bootCpuMs: number): Record<string, string> => ({
+  BOOT_MS: `${bootMs}`,
+  BOOT_CPU_MS: `${bootCpuMs}`,
+})
 
 /** `node app.cjs`. Resolves when it answers. */
 export async function serveBare(
   bench: Bench,
-  { node, bootMs = 0, core = null }: ServeOptions,
+  { node, bootMs = 0, bootCpuMs = 0, core = null, env = {} }: ServeOptions,
 ): Promise<Served> {
   const port = await freePort()
-  const child = bench.start('the app', node, [APP], { env: { PORT: `${port}`, BOOT_MS: `${bootMs}` }, core })
+  const own = { PORT: `${port}`, ...bootEnv(bootMs, bootCpuMs), ...env }
+  const child = bench.start('the app', node, [APP], { env: own, core })
   await firstAnswer(port, () => true, child)
   return { port, child }
 }
@@ -238,18 +272,21 @@ export interface Usr2Options extends ServeOptions {
   readonly flags?: readonly string[]
   /** Default: app.cjs. */
   readonly app?: string
-  readonly env?: Readonly<Record<string, string>>
+  /** A program that runs the master, with its arguments: `setpriv ...`. */
+  readonly wrapper?: readonly string[]
 }
 
 /** `usr2 run app.cjs`. Resolves when its first generation serves. */
 export async function serveUsr2(bench: Bench, options: Usr2Options): Promise<Served> {
-  const { node, cli, bootMs = 0, core = null, workers = 1, flags = [], app = APP, env = {} } = options
+  const { node, cli, bootMs = 0, bootCpuMs = 0, core = null, workers = 1, app = APP } = options
+  const { flags = [], env = {}, wrapper = [] } = options
   if (!existsSync(cli)) throw new Error(`${cli} is not there: run \`npm run build\` first`)
   const port = await freePort()
   const control = options.control ?? join(bench.directory, 'c.sock')
   const args = [cli, 'run', '--control', control, '--name', 'bench', '--workers', `${workers}`, ...flags, app]
-  const own = { PORT: `${port}`, BOOT_MS: `${bootMs}`, ...env }
-  const child = bench.start('usr2', node, args, { env: own, core })
+  const own = { PORT: `${port}`, ...bootEnv(bootMs, bootCpuMs), ...env }
+  const [program = node, ...before] = [...wrapper, node]
+  const child = bench.start('usr2', program, [...before, ...args], { env: own, core })
   await child.event(['ready'])
   return { port, child }
 }

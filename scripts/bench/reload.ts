@@ -11,7 +11,7 @@ import { type Drains, drainsOf, drainsText } from './drains.ts'
 import { HOT, type LoadResult, MIX, summary, type TallyResult, type Traffic } from '../../src/drill/load.ts'
 import { table } from './stats.ts'
 import { startLoad } from '../../src/drill/start-load.ts'
-import { PEERS, startSubject, type Subject, type SubjectName } from './subjects.ts'
+import { PEERS, startSubject, SUBJECTS, type Subject, type SubjectName } from './subjects.ts'
 
 const { values: flags } = parseArgs({
   options: {
@@ -247,8 +247,7 @@ await bench(async (bench) => {
   const all: readonly SubjectName[] = flags.peers ? ['usr2', ...PEERS] : ['usr2']
   const subjects = flags.only === undefined ? all : (flags.only.split(',') as SubjectName[])
   for (const name of subjects)
-    if (name !== 'usr2' && !PEERS.includes(name))
-      throw new Error(`no subject ${name}: usr2, ${PEERS.join(', ')}`)
+    if (!SUBJECTS.includes(name)) throw new Error(`no subject ${name}: ${SUBJECTS.join(', ')}`)
   const runs: Run[] = []
   for (const subject of subjects) {
     for (const profile of profiles) {

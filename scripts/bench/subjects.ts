@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import {
   APP,
   type Bench,
+  bootEnv,
   Child,
   CLUSTER_PEER,
   firstAnswer,
@@ -35,19 +36,26 @@ export interface SubjectOptions {
   readonly cli: string
   readonly workers: number
   readonly bootMs: number
+  readonly bootCpuMs?: number
   /** Of usr2 only: another app than app.cjs, with its environment and the flags it needs. */
   readonly app?: string
   readonly env?: Readonly<Record<string, string>>
   readonly flags?: readonly string[]
 }
 
+/** What takes away every capability, and so the right to raise a priority: what a service with `User=` has. */
+const UNPRIVILEGED = ['setpriv', '--bounding-set', '-all', '--inh-caps', '-all']
+
 export const PEERS = ['cluster', 'pm2', 'pm2-docs', 'nginx'] as const
-export type SubjectName = 'usr2' | (typeof PEERS)[number]
+export const SUBJECTS = ['usr2', 'usr2-unprivileged', ...PEERS] as const
+export type SubjectName = (typeof SUBJECTS)[number]
 
 export function startSubject(name: SubjectName, bench: Bench, options: SubjectOptions): Promise<Subject> {
   switch (name) {
     case 'usr2':
-      return usr2(bench, options)
+      return usr2(name, bench, options)
+    case 'usr2-unprivileged':
+      return usr2(name, bench, options, UNPRIVILEGED)
     case 'cluster':
       return cluster(bench, options)
     case 'pm2':
@@ -59,10 +67,15 @@ export function startSubject(name: SubjectName, bench: Bench, options: SubjectOp
   }
 }
 
-async function usr2(bench: Bench, options: SubjectOptions): Promise<Subject> {
-  const served = await serveUsr2(bench, options)
+async function usr2(
+  name: SubjectName,
+  bench: Bench,
+  options: SubjectOptions,
+  wrapper: readonly string[] = [],
+): Promise<Subject> {
+  const served = await serveUsr2(bench, { ...options, wrapper })
   return {
-    name: 'usr2',
+    name,
     port: served.port,
     hasApp: true,
     log: served.child.lines,
@@ -72,9 +85,12 @@ async function usr2(bench: Bench, options: SubjectOptions): Promise<Subject> {
   }
 }
 
-async function cluster(bench: Bench, { node, workers, bootMs }: SubjectOptions): Promise<Subject> {
+async function cluster(
+  bench: Bench,
+  { node, workers, bootMs, bootCpuMs = 0 }: SubjectOptions,
+): Promise<Subject> {
   const port = await freePort()
-  const env = { PORT: `${port}`, BOOT_MS: `${bootMs}` }
+  const env = { PORT: `${port}`, ...bootEnv(bootMs, bootCpuMs) }
   const child = bench.start('cluster', node, [CLUSTER_PEER, APP, `${workers}`], { env })
   await child.event(['ready'])
   return {
@@ -108,7 +124,7 @@ async function installPm2(bench: Bench): Promise<string> {
 async function pm2(
   name: SubjectName,
   bench: Bench,
-  { node, workers, bootMs }: SubjectOptions,
+  { node, workers, bootMs, bootCpuMs = 0 }: SubjectOptions,
   appEnv: Readonly<Record<string, string>>,
 ): Promise<Subject> {
   const bin = await installPm2(bench)
@@ -120,7 +136,7 @@ async function pm2(
     script: APP,
     exec_mode: 'cluster',
     instances: workers,
-    env: { PORT: `${port}`, BOOT_MS: `${bootMs}`, ...appEnv },
+    env: { PORT: `${port}`, ...bootEnv(bootMs, bootCpuMs), ...appEnv },
   }
   const ecosystem = join(home, 'ecosystem.config.json')
   writeFileSync(ecosystem, JSON.stringify({ apps: [app] }))

@@ -3,15 +3,29 @@
  * busy cores the p99 of the old generation's requests was 5.0 ms without, 3.3 ms with it (1.1 ms undisturbed), and the
  * boot took no longer (FACTS W8).
  *
+ * There are two of it. Each worker has a session of its own, and where Linux groups processes by session for its
+ * scheduler (autogroup, sched(7): on by default, unless a cgroup with the cpu controller is between) the niceness of a
+ * process counts within its session alone, that is not at all here: two such workers at nice 0 and 10 got half of a
+ * processor each. So the session gets its own niceness too, at /proc/PID/autogroup.
+ *
  * Done only where it can be undone, since a worker must not serve like that: raising a priority takes root,
- * CAP_SYS_NICE, or an RLIMIT_NICE that allows it (setpriority(2)).
+ * CAP_SYS_NICE, or an RLIMIT_NICE that allows it (setpriority(2)). A session may be raised to 0 by its owner, but to do
+ * so more often than ten times a second, all users together, takes CAP_SYS_ADMIN, and fails with EAGAIN without.
  */
-import { readFileSync, readdirSync } from 'node:fs'
+import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
 import { getPriority, setPriority } from 'node:os'
 import { leftovers } from './leftovers.ts'
 
 export const BOOT_NICE = 10
+/**
+ * Then the worker gets its full share, ready or not. Beside many that never pause, nice 10 is a tenth of that: at a load
+ * average of 30 on 2 cores a boot of 40 ms of processor time took 2.5 s, and one of five seconds would not have ended
+ * within the start timeout.
+ */
+export const MAX_YIELD_MS = 2_000
 const CAP_SYS_NICE = 23n
+/** A session that could not be raised is tried again after as long, more than the kernel's tenth of a second. */
+const RETRY_MS = 110
 /** Threads that start while the others are raised inherit the old value. */
 const MAX_PASSES = 5
 
@@ -31,8 +45,13 @@ export function canRaise(read: (path: string) => string = (path) => readFileSync
   }
 }
 
-/** Of a process that was just started, and has one thread. */
-export function lower(pid: number): void {
+/**
+ * Of a process that was just started, leads a session, and has one thread.
+ * @param mayRaise what {@link canRaise} says
+ */
+export function lower(pid: number, mayRaise: boolean): void {
+  setSessionNiceness(pid, BOOT_NICE)
+  if (!mayRaise) return
   try {
     setPriority(pid, Math.min(19, getPriority() + BOOT_NICE))
   } catch {
@@ -40,8 +59,43 @@ export function lower(pid: number): void {
   }
 }
 
-/** Every thread of the worker and of what it started in its process group, unless the app chose a niceness itself. */
-export function raise(pid: number): void {
+/**
+ * The worker's session, every thread of the worker and of what it started in its process group, unless the app chose a
+ * niceness itself.
+ * @param isAlive asked before a session is tried again: the pid may be another's by then
+ */
+export function raise(pid: number, mayRaise: boolean, isAlive: () => boolean): void {
+  raiseSession(pid, isAlive)
+  if (mayRaise) raiseThreads(pid)
+}
+
+function raiseSession(pid: number, isAlive: () => boolean): void {
+  if (sessionNiceness(pid) !== BOOT_NICE || setSessionNiceness(pid, 0) !== 'EAGAIN') return
+  // Ends with the worker at the latest.
+  setTimeout(() => isAlive() && raiseSession(pid, isAlive), RETRY_MS).unref()
+}
+
+/** `/autogroup-71 nice 10`; null where sessions have none. */
+function sessionNiceness(pid: number): number | null {
+  try {
+    const nice = / nice (-?\d+)/.exec(readFileSync(`/proc/${pid}/autogroup`, 'utf8'))?.[1]
+    return nice === undefined ? null : Number(nice)
+  } catch {
+    return null
+  }
+}
+
+/** Gives the error's code. ENOENT: this kernel knows no autogroups. */
+function setSessionNiceness(pid: number, niceness: number): string | null {
+  try {
+    writeFileSync(`/proc/${pid}/autogroup`, String(niceness))
+    return null
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code ?? null
+  }
+}
+
+function raiseThreads(pid: number): void {
   const lowered = Math.min(19, getPriority() + BOOT_NICE)
   for (let pass = 0; pass < MAX_PASSES; pass++) {
     const found = [pid, ...leftovers(pid).map(({ pid }) => pid)].flatMap(threads).filter((thread) => {

@@ -31,7 +31,7 @@ import type { Ledger } from './ledger.ts'
 import { Listeners } from './listeners.ts'
 import { ownVersion, verdictText } from './report.ts'
 import type { Logger } from './report.ts'
-import { canRaise, lower, raise } from './niceness.ts'
+import { MAX_YIELD_MS, canRaise, lower, raise } from './niceness.ts'
 import type { Notifier } from './systemd.ts'
 import { TicketKeys } from './ticket-keys.ts'
 import { WorkerHandle } from './worker-handle.ts'
@@ -233,9 +233,10 @@ export class Supervisor implements Face {
       onExit: (worker, exit) => this.onExit(worker, exit),
     })
     this.handles.set(id, handle)
-    if (handle.pid !== null && this.canRaise && [...this.state.workers.values()].some(serves)) {
-      lower(handle.pid)
+    if (handle.pid !== null && [...this.state.workers.values()].some(serves)) {
+      lower(handle.pid, this.canRaise)
       this.lowered.add(id)
+      setTimeout(() => this.raise(id), MAX_YIELD_MS).unref()
     }
     if (hasChanged(pinned)) {
       const text =
@@ -250,8 +251,9 @@ export class Supervisor implements Face {
   }
 
   private raise(id: WorkerId): void {
-    const pid = this.handles.get(id)?.pid ?? null
-    if (this.lowered.delete(id) && pid !== null) raise(pid)
+    const handle = this.handles.get(id)
+    if (!this.lowered.delete(id) || !handle || handle.pid === null) return
+    raise(handle.pid, this.canRaise, () => handle.alive)
   }
 
   private async open(id: WorkerId, key: string): Promise<void> {

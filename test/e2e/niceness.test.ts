@@ -1,9 +1,11 @@
 /** A booting worker yields the processor to those that serve. */
-import { readdirSync, writeFileSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
 import { getPriority } from 'node:os'
 import t from 'tap'
-import { BOOT_NICE, canRaise } from '../../src/master/niceness.ts'
+import { BOOT_NICE, canRaise, lower, raise } from '../../src/master/niceness.ts'
 import { freePort } from '../helpers/tmp.ts'
+import { until } from '../helpers/wait.ts'
 import { startUsr2 } from '../helpers/usr2.ts'
 
 t.test('canRaise', async (t) => {
@@ -28,6 +30,38 @@ t.test('canRaise', async (t) => {
     false,
   )
 })
+
+/** Of the session that a process is in; null where the kernel groups by nothing or by cgroup alone. */
+function sessionNiceness(pid: number): number | null {
+  try {
+    const nice = / nice (-?\d+)/.exec(readFileSync(`/proc/${pid}/autogroup`, 'utf8'))?.[1]
+    return nice === undefined ? null : Number(nice)
+  } catch {
+    return null
+  }
+}
+const noSessions = sessionNiceness(process.pid) === null ? 'this kernel has no autogroups' : false
+
+t.test(
+  'the session of a worker is lowered and raised without any privilege',
+  { skip: noSessions },
+  async (t) => {
+    const child = spawn(process.execPath, ['-e', 'process.stdin.resume()'], {
+      detached: true,
+      env: {},
+      stdio: ['pipe', 'ignore', 'ignore'],
+    })
+    t.teardown(() => child.kill('SIGKILL'))
+    const { pid } = child
+    if (pid === undefined) throw new Error('no child')
+    lower(pid, false)
+    t.equal(sessionNiceness(pid), BOOT_NICE)
+    t.equal(getPriority(pid), getPriority(), 'its own niceness cannot be raised again, so it stays')
+    raise(pid, false, () => true)
+    // Other users of the machine may have used up the tenth of a second.
+    await until(() => sessionNiceness(pid) === 0, { timeoutMs: 5_000, what: 'the session to be raised' })
+  },
+)
 
 const APP = `
 const { spawn } = require('node:child_process')
@@ -68,8 +102,16 @@ t.test('lower while it boots, beside others that serve; as before when it serves
   const threads = niceness(second)
   t.ok(threads.length > 5, 'with all of its threads')
   t.same(new Set(threads), new Set([Math.min(19, ours + BOOT_NICE)]))
+  const boots = sessionNiceness(second[0] ?? 0)
   writeFileSync(`${usr2.cwd}/gate`, '')
   await usr2.event('promoted', { from })
   t.same(new Set(niceness(second)), new Set([ours]), 'every thread, and what it had started')
+  if (!noSessions) {
+    t.equal(boots, BOOT_NICE, 'its session, too')
+    await until(() => sessionNiceness(second[0] ?? 0) === 0, {
+      timeoutMs: 5_000,
+      what: 'the session to be raised',
+    })
+  }
   await usr2.stop()
 })
