@@ -125,21 +125,6 @@ export const schema = v.strictObject({
   minUptime: time('30s', 'a worker ready for this long has its deaths forgotten'),
   maxRestarts: count(8, 0, 'deaths in a row, of every slot, before usr2 gives up'),
   maxDraining: count(2, 1, 'old generations that may drain at once'),
-  maxBooting: documented(
-    v.optional(
-      v.pipe(
-        v.union([v.literal('auto'), whole(1)]),
-        v.transform((given) => (given === 'auto' ? Math.max(1, availableParallelism() - 1) : given)),
-      ),
-      'auto',
-    ),
-    {
-      means: 'workers of a reload that boot at once; auto: cores - 1',
-      right: 'a whole number of at least 1, or auto',
-      value: 'N|auto',
-      fromText: number,
-    },
-  ),
   control: path(
     'PATH',
     'the control socket',

@@ -40,7 +40,6 @@ export interface Config {
   readonly minUptimeMs: number
   readonly maxRestarts: number
   readonly maxDraining: number
-  readonly maxBooting: number
   /** What the user said; see `defaultControlPath` for null. */
   readonly control: string | null
   readonly pidFile: string | null

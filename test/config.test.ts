@@ -45,7 +45,6 @@ void t.test('an entry alone is enough: defaults', async (t) => {
     minUptimeMs: 30_000,
     maxRestarts: 8,
     maxDraining: 2,
-    maxBooting: Math.max(1, availableParallelism() - 1),
     control: null,
     pidFile: null,
     logLevel: 'info',

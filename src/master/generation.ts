@@ -95,13 +95,12 @@ export function hasChanged({ entry, fingerprint: pinned }: Pinned): boolean {
 
 export function policyOf(config: Config): Policy {
   const { ready, startTimeoutMs, shutdownTimeoutMs, killTimeoutMs, keepAliveTimeoutMs } = config
-  const { minUptimeMs, maxRestarts, maxDraining, maxBooting, workers } = config
+  const { minUptimeMs, maxRestarts, maxDraining, workers } = config
   // What we make the app promise has to fit in.
   const promisedMs = keepAliveTimeoutMs === null ? 0 : keepAliveTimeoutMs + PROMISE_MARGIN_MS
   const drainTimeoutMs = Math.max(config.drainTimeoutMs, promisedMs)
   const times = { startTimeoutMs, drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs, minUptimeMs }
-  const most = { maxRestarts, maxDraining, maxBooting }
-  return { slots: workers, ready, ...times, ...most, grantTimeoutMs: GRANT_TIMEOUT_MS }
+  return { slots: workers, ready, ...times, maxRestarts, maxDraining, grantTimeoutMs: GRANT_TIMEOUT_MS }
 }
 
 /** The longest that a stop may take: what a unit's TimeoutStopSec must exceed. */

@@ -111,7 +111,7 @@ export class Draft {
   addGeneration(policy: Policy, wants: readonly ReadonlySet<ListenerKey>[] = []): GenerationId {
     const id = this.current.nextGeneration++
     const slots = Array.from({ length: policy.slots }, (_, index) => ({
-      state: { k: 'unfilled' } as SlotState,
+      state: { k: 'vacant', retry: this.in(0), stillborn: 0 } as SlotState,
       deaths: 0,
       wants: wants[index] ?? null,
     }))

@@ -30,7 +30,7 @@ export function gateIsOpen(top: Top, generation: GenerationId): boolean {
 }
 
 export function holder(slot: Slot): WorkerId | null {
-  return slot.state.k === 'vacant' || slot.state.k === 'unfilled' ? null : slot.state.by
+  return slot.state.k === 'vacant' ? null : slot.state.by
 }
 
 /** Listeners that a worker of this slot must listen on and does not yet. */
@@ -47,17 +47,6 @@ export function meetsReadiness(generation: Generation, worker: Worker): boolean 
   if (worker.phase.k !== 'booting' || slot === undefined || missing(slot, worker).length > 0) return false
   if (generation.policy.ready === 'message') return worker.saidReady
   return worker.claims.size > 0 || worker.phase.settle === 'settled'
-}
-
-/**
- * Whether one worker more of this generation may boot now. A boot keeps a processor busy, and the worker that serves
- * there waits for it: two boots at once on two processors leave it none that is free. While nobody of the current
- * generation serves there is nobody to spare.
- */
-export function mayBoot(top: Top, workers: Workers, { id, policy }: Generation): boolean {
-  if (roleOf(top, id) !== 'candidate') return true
-  const booting = workersOf(workers, id).filter(({ phase }) => phase.k === 'booting')
-  return booting.length < policy.maxBooting || !workersOf(workers, currentOf(top) ?? -1).some(serves)
 }
 
 /** Ready, and accepting on everything it listens on. */

@@ -3,7 +3,7 @@ import { LEAVING_GRACE_MS } from './absorb.ts'
 import { Draft, policyOf } from './draft.ts'
 import { reconcileLeadership } from './leadership.ts'
 import { leave, leaveIfSpare } from './leaving.ts'
-import { currentOf, fills, gateIsOpen, mayBoot, roleOf, workersOf } from './questions.ts'
+import { currentOf, fills, gateIsOpen, roleOf, workersOf } from './questions.ts'
 import type { GenerationId, ListenerKey, SlotIndex, Worker } from './state.ts'
 
 export function reconcile(draft: Draft): void {
@@ -40,9 +40,6 @@ function reconcileSlot(draft: Draft, id: GenerationId, index: SlotIndex): void {
   const slot = generation?.slots[index]
   if (!generation || !slot) return
   switch (slot.state.k) {
-    case 'unfilled':
-      if (!mayBoot(draft.top, draft.workers, generation)) return
-      return draft.setSlot(id, index, { state: { k: 'filled', by: draft.spawn(generation, index, 0) } })
     case 'vacant':
       if (!draft.due(slot.state.retry)) return
       return draft.setSlot(id, index, {

@@ -40,8 +40,6 @@ export interface Policy {
   readonly maxRestarts: number
   /** Old generations that may drain at the same time. */
   readonly maxDraining: number
-  /** Workers of a candidate that may boot at the same time. */
-  readonly maxBooting: number
 }
 
 /** Why a worker leaves. The first cause wins. */
@@ -86,8 +84,6 @@ export interface Worker {
 }
 
 export type SlotState =
-  /** Its first worker was not started yet. */
-  | { readonly k: 'unfilled' }
   | { readonly k: 'filled'; readonly by: WorkerId }
   /** `stillborn`: processes for this place so far that a stray signal killed before their first line. */
   | { readonly k: 'vacant'; readonly retry: Timer; readonly stillborn: number }

@@ -1,4 +1,4 @@
-/** UDP: one socket, held by the master, that the generations read in turn (docs: README, "UDP"). */
+/** UDP: one socket, held by the master, that the generations read in turn (docs/udp.md). */
 import dgram from 'node:dgram'
 import { once } from 'node:events'
 import { readFileSync, writeFileSync } from 'node:fs'

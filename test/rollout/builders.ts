@@ -20,7 +20,6 @@ export const policy: Policy = {
   minUptimeMs: 30_000,
   maxRestarts: 8,
   maxDraining: 2,
-  maxBooting: 8,
 }
 
 export const booting: Extract<WorkerPhase, { k: 'booting' }> = {

@@ -406,25 +406,6 @@ function laws(plan: Plan): Record<string, Law> {
       }
     },
 
-    'a candidate boots at most maxBooting at once, unless nobody serves'({ before, after, commands }) {
-      for (const command of commands) {
-        if (command.c !== 'spawn' || roleOf(after.top, command.generation) !== 'candidate') continue
-        const workers = [...after.workers.values()]
-        const serve = workers.some((worker) => worker.generation === currentOf(after.top) && serves(worker))
-        const isRefill = before.generations.get(command.generation)?.slots[command.slot]?.state.k === 'filled'
-        if (!serve || isRefill) continue
-        // Not those that were ready, and lost a listener that is wanted.
-        const booting = workers.filter(
-          ({ id, generation, phase }) =>
-            generation === command.generation &&
-            phase.k === 'booting' &&
-            before.workers.get(id)?.phase.k !== 'ready',
-        )
-        const most = after.generations.get(command.generation)?.policy.maxBooting ?? 0
-        must(booting.length <= most, `${booting.length} boot at once`)
-      }
-    },
-
     'at most maxDraining old generations drain'({ after }) {
       const current = after.generations.get(currentOf(after.top) ?? -1)
       if (current === undefined) return
@@ -457,7 +438,6 @@ const policy: fc.Arbitrary<Policy> = fc.record({
   minUptimeMs: fc.integer({ min: 100, max: 3_000 }),
   maxRestarts: fc.integer({ min: 1, max: 5 }),
   maxDraining: fc.integer({ min: 0, max: 3 }),
-  maxBooting: fc.integer({ min: 1, max: 3 }),
 })
 
 const deed: fc.Arbitrary<Deed> = fc.oneof(

@@ -27,7 +27,6 @@ const usual: Policy = {
   minUptimeMs: 30_000,
   maxRestarts: 8,
   maxDraining: 2,
-  maxBooting: 8,
 }
 
 /** The story told again: the same events, with what follows from them now. */
