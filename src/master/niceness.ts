@@ -26,7 +26,7 @@ export const MAX_YIELD_MS = 2_000
 const CAP_SYS_NICE = 23n
 /** A session that could not be raised is tried again after as long, more than the kernel's tenth of a second. */
 const RETRY_MS = 110
-/** Threads that start while the others are raised inherit the old value. */
+/** Threads that start while the others are changed inherit the old value. */
 const MAX_PASSES = 5
 
 /** Whether a process of ours at {@link BOOT_NICE} may be raised to our own niceness again. */
@@ -46,17 +46,13 @@ export function canRaise(read: (path: string) => string = (path) => readFileSync
 }
 
 /**
- * Of a process that was just started, leads a session, and has one thread.
+ * Of a process that was just started, and leads a session.
  * @param mayRaise what {@link canRaise} says
  */
 export function lower(pid: number, mayRaise: boolean): void {
   setSessionNiceness(pid, BOOT_NICE)
-  if (!mayRaise) return
-  try {
-    setPriority(pid, Math.min(19, getPriority() + BOOT_NICE))
-  } catch {
-    // It has ended already, or this is not allowed after all: then it boots as it would without us.
-  }
+  const ours = getPriority()
+  if (mayRaise) renice(() => [pid], ours, loweredFrom(ours))
 }
 
 /**
@@ -66,7 +62,8 @@ export function lower(pid: number, mayRaise: boolean): void {
  */
 export function raise(pid: number, mayRaise: boolean, isAlive: () => boolean): void {
   raiseSession(pid, isAlive)
-  if (mayRaise) raiseThreads(pid)
+  const ours = getPriority()
+  if (mayRaise) renice(() => [pid, ...leftovers(pid).map(({ pid }) => pid)], loweredFrom(ours), ours)
 }
 
 function raiseSession(pid: number, isAlive: () => boolean): void {
@@ -95,19 +92,24 @@ function setSessionNiceness(pid: number, niceness: number): string | null {
   }
 }
 
-function raiseThreads(pid: number): void {
-  const lowered = Math.min(19, getPriority() + BOOT_NICE)
-  for (let pass = 0; pass < MAX_PASSES; pass++) {
-    const found = [pid, ...leftovers(pid).map(({ pid }) => pid)].flatMap(threads).filter((thread) => {
-      try {
-        if (getPriority(thread) !== lowered) return false
-        // setpriority(2): on Linux it acts on one thread.
-        setPriority(thread, getPriority())
-        return true
-      } catch {
-        return false
-      }
-    })
+const loweredFrom = (niceness: number): number => Math.min(19, niceness + BOOT_NICE)
+
+/** Every thread of these processes that has the one niceness gets the other. */
+function renice(processes: () => number[], from: number, to: number): void {
+  for (let pass = 0; pass < MAX_PASSES && from !== to; pass++) {
+    const found = processes()
+      .flatMap(threads)
+      .filter((thread) => {
+        try {
+          if (getPriority(thread) !== from) return false
+          // setpriority(2): on Linux it acts on one thread.
+          setPriority(thread, to)
+          return true
+        } catch {
+          // It has ended, or this is not allowed after all.
+          return false
+        }
+      })
     if (found.length === 0) return
   }
 }
