@@ -8,10 +8,9 @@
  * (Node keeps a connection 1 s longer than `keepAliveTimeout` says. That is for clients that heed `Keep-Alive:
  * timeout=5`; these proxies do not.)
  */
-import diagnostics from 'node:diagnostics_channel'
-import type { IncomingMessage } from 'node:http'
-import type { Server, Socket } from 'node:net'
-import { connectionOf, isIdle } from './ledger.ts'
+import type { Server } from 'node:net'
+import { isIdle } from './ledger.ts'
+import type { Ledger } from './ledger.ts'
 
 /** `headersTimeout` ends a connection on which nothing was sent yet; it must not do so before the other would. */
 const HEADERS_MARGIN_MS = 1_000
@@ -44,6 +43,7 @@ function raise(server: Timeouts, name: 'keepAliveTimeout' | 'headersTimeout', fl
 }
 
 export interface WatchParts {
+  readonly ledger: Ledger
   /** No drain has begun: in a drain it is our purpose that idle connections end. */
   isServing(): boolean
   warn(text: string): void
@@ -52,24 +52,20 @@ export interface WatchParts {
 /**
  * Warns, once, when the app's keep-alive timer has closed an idle connection of a proxy that had used it more than
  * once: had the proxy the shorter time, it would have closed first.
- *
- * The price: one comparison a request; the names of the headers of each connection's second request.
  */
-export function watchProxies({ isServing, warn }: WatchParts): void {
-  const look = (message: unknown): void => {
-    const { request, socket } = message as { request: IncomingMessage; socket: Socket }
-    const connection = connectionOf(socket)
-    if (connection?.started !== 2) return
+export function watchProxies({ ledger, isServing, warn }: WatchParts): void {
+  ledger.onSecondRequest = (connection, request) => {
     const header = proxyHeaderOf(request.rawHeaders)
     if (header === undefined) return
+    const { socket } = request
     // After Node's own listener, which has destroyed the socket by then.
     socket.on('timeout', () => {
       if (!socket.destroyed || connection.kind !== 'plain' || !isIdle(connection) || !isServing()) return
-      if (!diagnostics.unsubscribe('http.server.request.start', look)) return
+      if (ledger.onSecondRequest === null) return
+      ledger.onSecondRequest = null
       warn(advice(header, connection.server))
     })
   }
-  diagnostics.subscribe('http.server.request.start', look)
 }
 
 function advice(header: string, server: Timeouts | undefined): string {

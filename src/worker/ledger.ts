@@ -104,6 +104,8 @@ export class Ledger {
   readonly open = new OpenConnections()
   /** Called with each new connection. */
   onOpen: ((connection: Connection) => void) | null = null
+  /** Called with each connection that is used again. Not by a channel of its own: that costs 0.1 µs a request. */
+  onSecondRequest: ((connection: Connection, request: IncomingMessage) => void) | null = null
   /** Names the bucket of a connection that has closed. Asked in a drain only. */
   endingOf: ((connection: Connection) => Ending) | null = null
   /** Called when a connection was settled. */
@@ -165,6 +167,7 @@ export class Ledger {
       connection.request = request
       connection.response = response
       connection.requestSince = performance.now()
+      if (connection.started === 2) ledger.onSecondRequest?.(connection, request)
     })
     diagnostics.subscribe('http.server.response.finish', (message) => {
       const { request, response, socket } = message as {

@@ -109,7 +109,7 @@ function start(config: GuestConfig): void {
   })
 
   // One worker watches for all.
-  if (config.slot === 0) watchProxies({ isServing: () => drain.phase === 'serving', warn })
+  if (config.slot === 0) watchProxies({ ledger, isServing: () => drain.phase === 'serving', warn })
 
   const signals = keepSignals((signal) => {
     if (signal !== 'SIGTERM' || drain.phase !== 'serving') return
