@@ -15,6 +15,8 @@ const endedFirst = new WeakSet<Connection>()
  */
 export function watchFin(connection: Connection): void {
   const socket = connection.http ?? connection.socket
+  // Just before the drain: its close is still to come.
+  if (socket.readableEnded) return void endedFirst.add(connection)
   // By prepending: with `allowHalfOpen: false` Node's own listener ends our side.
   socket.prependOnceListener('end', () => {
     if (!socket.writableEnded) endedFirst.add(connection)
