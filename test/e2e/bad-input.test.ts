@@ -329,7 +329,6 @@ t.test('a first generation that cannot start', async (t) => {
 t.test('the same at a reload, under load: nothing is lost', async (t) => {
   const port = await freePort(t)
   const other = await freePort(t)
-  const another = await freePort(t)
   const bin = installFakes(t)
   const stranger = net.createServer()
   const taken = await freePort(t)
@@ -376,13 +375,6 @@ t.test('the same at a reload, under load: nothing is lost', async (t) => {
       UNPARSED,
     ],
     ['an exception', { 'app.cjs': `${good}throw new Error('no database')` }, 'Error: no database (at '],
-    [
-      'one listener too many',
-      {
-        'app.cjs': `${good}http.createServer().listen(${another}, '127.0.0.1', () => { throw new Error('after all') })`,
-      },
-      'Error: after all',
-    ],
     ['a late exception', { 'app.cjs': 'setImmediate(() => { throw new Error("later") })' }, 'Error: later'],
     ['an end without a word', { 'app.cjs': '' }, 'exited with status 0'],
     ['a status', { 'app.cjs': 'console.error("no database"); process.exit(3)' }, 'status 3: no database'],
