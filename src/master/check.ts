@@ -1,7 +1,7 @@
 /**
  * `usr2 check`: would this version start? One worker of it is booted with everything that a generation pins, and asked
- * to leave again. It binds nothing: each `listen` is answered as if the address were held by a master already, so the
- * app goes on as it would, and no client can reach it. A running master is not touched.
+ * to leave again. Each `listen` is answered as if the address were held by a master already: the app goes on as it would,
+ * nothing is bound, and no client can reach it. (On port 0 it listens by itself, as ever.) A running master is not touched.
  *
  * What the app does as it boots, it does: a migration runs, a consumer begins to read. `USR2_CHECK=1` tells it not to.
  */
@@ -10,6 +10,7 @@ import { listenerKey } from '../address.ts'
 import type { Address } from '../address.ts'
 import { CMD } from '../protocol.ts'
 import type { FromWorker, WireAddress } from '../protocol.ts'
+import { stopBudgetMs } from './generation.ts'
 import type { Pinned } from './generation.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
 import { rssBytes } from './memory.ts'
@@ -61,6 +62,7 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
   let rss: number | null = null
   let shutdownMs: number | null = null
   let hasLeft = false
+  let ended = ''
   let saidReady = false
   let isPrivate = false
 
@@ -86,7 +88,6 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
       tell()
     },
   })
-  let ended = ''
 
   const onMessage = (worker: WorkerHandle, message: FromWorker): void => {
     switch (message.t) {
@@ -109,22 +110,21 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
     }
   }
 
-  const until = (fact: () => boolean, timeoutMs: number): Promise<boolean> =>
+  /** Whether it is so by then. A worker that has ended, or the end of `patience`, is not waited past. */
+  const until = (fact: () => boolean, timeoutMs: number, patience?: AbortSignal): Promise<boolean> =>
     new Promise((resolve) => {
-      const look = (): void => {
-        if (!fact() && !hasLeft && !signal.aborted) return
+      const settle = (): void => {
         clearTimeout(timer)
         events.removeEventListener('change', look)
-        signal.removeEventListener('abort', look)
+        patience?.removeEventListener('abort', look)
         resolve(fact())
       }
-      const timer = setTimeout(() => {
-        events.removeEventListener('change', look)
-        signal.removeEventListener('abort', look)
-        resolve(fact())
-      }, timeoutMs)
+      const look = (): void => {
+        if (fact() || hasLeft || patience?.aborted) settle()
+      }
+      const timer = setTimeout(settle, timeoutMs)
       events.addEventListener('change', look)
-      signal.addEventListener('abort', look)
+      patience?.addEventListener('abort', look)
       look()
     })
 
@@ -133,9 +133,9 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
     policy.ready === 'message'
       ? saidReady
       : (listeners.size > 0 || (isPrivate && wanted.length === 0)) && missing().length === 0
-  if (await until(isReady, policy.startTimeoutMs)) {
+  if (await until(isReady, policy.startTimeoutMs, signal)) {
     bootMs = performance.now() - worker.startedAt
-    await until(() => false, WATCH_MS)
+    await until(() => false, WATCH_MS, signal)
     rss = worker.pid === null ? null : rssBytes(worker.pid)
   }
   if (signal.aborted) reasons.push('The check was interrupted.')
@@ -145,7 +145,7 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
   const asked = performance.now()
   const { drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs } = policy
   worker.send({ t: 'drain', times: { drainTimeoutMs, shutdownTimeoutMs } })
-  const leaveMs = shutdownTimeoutMs + killTimeoutMs
+  const leaveMs = stopBudgetMs(policy)
   if (!hasLeft && (await until(() => hasLeft, leaveMs))) shutdownMs = performance.now() - asked
   if (!hasLeft) {
     warnings.push(`it did not leave within ${seconds(leaveMs)} of being asked to, and was killed`)

@@ -133,12 +133,17 @@ t.test('bad input, and Ctrl-C: nothing is left', async (t) => {
   t.match(stderr, /--worker is no option of "usr2 check"; did you mean --workers\?/)
   t.match(stderr, /--drain-timeout/)
   const cwd = shortTmp(t)
-  writeFileSync(join(cwd, 'app.cjs'), 'console.log("booting"); setInterval(() => {}, 1000)')
+  writeFileSync(
+    join(cwd, 'app.cjs'),
+    'process.on("SIGTERM", () => { console.log("leaves"); process.exit() }); console.log("booting"); setInterval(() => {}, 1000)',
+  )
   const checking = start(t, process.execPath, { name: 'usr2 check', args: [CLI, 'check', 'app.cjs'], cwd })
   await checking.line(/^booting$/)
   checking.kill('SIGINT')
   const exit = await checking.ended()
   t.equal(exit.code, 1)
   t.match(checking.log(), /The check was interrupted/)
+  t.match(checking.log(), 'leaves', 'its own shutdown has its turn all the same')
+  t.notMatch(checking.log(), 'warning')
   await expectNothingLeft(t, checking)
 })
