@@ -210,16 +210,17 @@ t.test('who holds a drain is told while it lasts, and at its end', async (t) => 
   await app.usr2.cli('stop', ['--now'])
 })
 
-for (const [how, codeAtEnd] of [
-  ['wait', 1000],
-  ['ignore', 1001],
+for (const [how, codeAtEnd, drainTimeout] of [
+  // So short that `close` would have said goodbye within a second, long before the slow answer.
+  ['wait', 1000, '4s'],
+  ['ignore', 1001, '15s'],
 ] as const) {
   t.test(`--websocket-drain ${how}`, async (t) => {
-    const app = await startApp(t, ['--drain-timeout', '15s', '--websocket-drain', how])
+    const app = await startApp(t, ['--drain-timeout', drainTimeout, '--websocket-drain', how])
     const { socket, closed } = await app.openWebSocket()
     const slow = await app.open()
-    slow.get('/later?ms=1500')
-    await app.said('got /later?ms=1500')
+    slow.get('/later?ms=2500')
+    await app.said('got /later?ms=2500')
     await replace(app)
     const echoed = new Promise((resolve) => socket.once('message', (text) => resolve(String(text))))
     socket.send('still there?')
