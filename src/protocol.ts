@@ -165,6 +165,42 @@ export interface Slowest {
   readonly tookMs: number
 }
 
+/** How a probe looks into a worker. */
+export type ProbeTarget =
+  /** A GET through the worker's own HTTP server, on a private connection; `expect`: statuses from and to. */
+  | {
+      readonly k: 'http'
+      readonly path: string
+      readonly headers: Readonly<Record<string, string>>
+      readonly expect: readonly [from: number, to: number]
+      /** Which of several HTTP servers: the one that listens on that port; null: the first. */
+      readonly port: number | null
+    }
+  /** A server of this worker listens on that port; null: any server. */
+  | { readonly k: 'tcp'; readonly port: number | null }
+  /** The app says so: by its `onProbe` function, or else by having said that it is ready. */
+  | { readonly k: 'message' }
+  /** The event loop turns. */
+  | { readonly k: 'event-loop' }
+
+/** The bounds of the latency histogram: bucket i holds what took less than 2^(i/4) * 0.125 ms, the last all the rest. */
+export const LATENCY_BUCKETS = 72
+export const latencyBoundMs = (bucket: number): number => 0.125 * 2 ** (bucket / 4)
+
+/** What a worker has done since its start: the sums of a later message contain those of an earlier. */
+export interface Statistics {
+  /** Requests answered, over HTTP/1.1 and HTTP/2; probes and warm-up are none. */
+  readonly requests: number
+  /** Of these with a status of 500 or more. */
+  readonly errors: number
+  /** Sum of their latencies. */
+  readonly totalMs: number
+  /** Pairs of bucket and count, of those that are not 0. */
+  readonly latency: readonly (readonly [bucket: number, count: number])[]
+  /** The longest delay of the event loop since the last message, in milliseconds. */
+  readonly loopDelayMs: number
+}
+
 export interface Failure {
   readonly name: string
   readonly message: string
@@ -190,6 +226,10 @@ export type FromWorker =
   /** The drain has begun and takes at most so long: clients may have been promised more than the drain timeout. */
   | { readonly t: 'draining'; readonly timeoutMs: number }
   | { readonly t: 'counts'; readonly counts: Counts }
+  | { readonly t: 'statistics'; readonly statistics: Statistics }
+  /** `failure`: null, it passed. */
+  | { readonly t: 'probed'; readonly id: number; readonly failure: string | null }
+  | { readonly t: 'warmed'; readonly sent: number; readonly failure: string | null }
   /** No connection is left, or the deadline cut the rest; the app's own shutdown begins. */
   | {
       readonly t: 'drained'
@@ -230,6 +270,21 @@ export type ToWorker =
   /** Comes with a handle: the grant. Accept on it, answer `opened`. */
   | { readonly t: 'handle'; readonly purpose: 'open'; readonly listener: KnownListener }
   | { readonly t: 'withdraw'; readonly key: string }
+  /** Answer `probed` with the same id. */
+  | {
+      readonly t: 'probe'
+      readonly id: number
+      readonly kind: 'startup' | 'readiness' | 'liveness'
+      readonly target: ProbeTarget
+      readonly timeoutMs: number
+    }
+  /** Send yourself these requests, a few at a time, on private connections; answer `warmed`. */
+  | {
+      readonly t: 'warm-up'
+      readonly paths: readonly string[]
+      readonly count: number
+      readonly timeoutMs: number
+    }
   | { readonly t: 'drain'; readonly times: WorkerTimes }
   /** Stop waiting for connections: cut what is left and go on to the app's shutdown. */
   | { readonly t: 'cut' }
@@ -327,6 +382,16 @@ function isHolding(x: unknown): x is Holding {
   )
 }
 
+const isStatistics = (x: unknown): boolean =>
+  areCounts(x, ['requests', 'errors', 'totalMs', 'loopDelayMs']) &&
+  isRecord(x) &&
+  Array.isArray(x.latency) &&
+  x.latency.length <= LATENCY_BUCKETS &&
+  x.latency.every(
+    (pair: unknown) =>
+      Array.isArray(pair) && isCount(pair[0]) && pair[0] < LATENCY_BUCKETS && isCount(pair[1]),
+  )
+
 const isSlowest = (x: unknown): x is Slowest =>
   isRecord(x) && isText(x.method, 64) && isText(x.path, 4096) && isCount(x.tookMs)
 
@@ -344,6 +409,9 @@ const guards: { readonly [T in FromWorker['t']]: (m: Record<string, unknown>) =>
   ready: () => true,
   draining: (m) => isCount(m.timeoutMs),
   counts: (m) => isCounts(m.counts),
+  statistics: (m) => isStatistics(m.statistics),
+  probed: (m) => isCount(m.id) && (m.failure === null || isText(m.failure, 1024)),
+  warmed: (m) => isCount(m.sent) && (m.failure === null || isText(m.failure, 1024)),
   drained: (m) => isCounts(m.counts) && isHeldList(m.cut) && (m.slowest === null || isSlowest(m.slowest)),
   holding: (m) => isHolding(m.holding),
   died: (m) => isCounts(m.counts) && isHeldList(m.lost),

@@ -4,6 +4,7 @@
  */
 
 import type { Holding } from '../protocol.ts'
+import type { Order } from '../rollout/state.ts'
 import type { Ledger } from './ledger.ts'
 
 export type Wait = 'promoted' | 'drained'
@@ -11,6 +12,12 @@ export type Wait = 'promoted' | 'drained'
 export interface ReloadRequest {
   /** Listener keys that may go: the new generation need not listen on them. */
   readonly drop: readonly string[]
+  readonly wait: Wait
+}
+
+export interface RollbackRequest {
+  /** A generation that was current before; null: the one before the current one. */
+  readonly to: number | null
   readonly wait: Wait
 }
 
@@ -24,7 +31,8 @@ export interface Progress {
 }
 
 export interface Verdict {
-  /** `refused`: nothing was started. `overtaken`: a stop, or an abort by the one who asked, ended it. */
+  readonly kind: 'reload' | 'rollback'
+  /** Of a rollback `promoted`: the generation that was asked for answers again. `refused`: nothing was started. `overtaken`: a stop, or an abort by the one who asked, ended it. */
   readonly outcome: 'promoted' | 'rolled-back' | 'refused' | 'overtaken'
   readonly reload: string
   /** The generation that answers now. */
@@ -59,13 +67,61 @@ export interface WorkerStatus {
   readonly ledger: Ledger
   /** While it leaves: what it waits for, as it last said, and how long ago that was. */
   readonly holding: (Holding & { readonly saidMsAgo: number }) | null
+  readonly rssBytes: number | null
+  /** Probes that have begun. */
+  readonly probes: readonly ProbeStatus[]
+  /** Why it is to be replaced, as a phrase, or null. */
+  readonly tired: string | null
   /** What this worker waits for, as a phrase, or null. */
   readonly waitsFor: string | null
 }
 
+export interface ProbeStatus {
+  readonly probe: 'startup' | 'readiness' | 'liveness'
+  readonly standing: 'unknown' | 'passing' | 'failing'
+  /** Of the last failure, in words; empty where there was none. */
+  readonly why: string
+}
+
+/** A rollout as a person would draw it: what was done, where it is, what is to come. */
+export interface RolloutStatus {
+  readonly reload: string
+  readonly kind: 'reload' | 'rollback'
+  readonly current: number
+  readonly candidate: number | null
+  readonly sinceMs: number
+  /** `10 % of connections: 1 of 5 workers`, `hold 5 min`, … */
+  readonly steps: readonly { readonly text: string; readonly state: 'done' | 'now' | 'to-come' }[]
+  /** What it waits for, as a phrase: `for the end of this hold (at most 3 min more)`. */
+  readonly waitsFor: string
+  /** Why it is paused, or null. */
+  readonly paused: string | null
+  /** Workers that accept now, of each side. */
+  readonly accepting: { readonly current: number; readonly candidate: number }
+  readonly analysis: AnalysisStatus | null
+}
+
+export interface AnalysisStatus {
+  readonly taken: number
+  readonly of: number
+  readonly failed: number
+  readonly failureLimit: number
+  /** Of the last measurement; empty before the first. */
+  readonly findings: readonly FindingStatus[]
+}
+
+export interface FindingStatus {
+  /** `p99 < 1.5x`. */
+  readonly limit: string
+  /** `212 ms`, or `-` where nothing is known. */
+  readonly candidate: string
+  readonly current: string
+  readonly holds: boolean | null
+}
+
 export interface GenerationStatus {
   readonly id: number
-  readonly role: 'current' | 'candidate' | 'old'
+  readonly role: 'current' | 'candidate' | 'parked' | 'old'
   readonly version: string
   readonly entry: string
   readonly cwd: string
@@ -94,6 +150,11 @@ export interface Status {
   /** What the master waits for, as a phrase, or null. */
   readonly waitsFor: string | null
   readonly lastVerdict: Verdict | null
+  readonly rollout: RolloutStatus | null
+  /** The generation that an instant rollback would go to, and for how long yet. */
+  readonly parked: { readonly generation: number; readonly leftMs: number } | null
+  /** Generations whose version a rollback can boot again, the latest first. */
+  readonly bootable: readonly number[]
 }
 
 export interface Asker {
@@ -107,6 +168,10 @@ export interface Face {
   status(): Status
   /** Gives a handle by which the asker withdraws its request: `abort` ends the rollout when nobody else asked. */
   reload(request: ReloadRequest, asker: Asker): { abort(reason: string): void; detach(): void }
+  /** The same for the way back. */
+  rollback(request: RollbackRequest, asker: Asker): { abort(reason: string): void; detach(): void }
+  /** `done`: at once, with a sentence why nothing was changed, or null. */
+  order(what: Order, done: (problem: string | null) => void): void
   /** `done` is called when no worker is left, right before the master exits. */
   stop(how: 'graceful' | 'now', done: () => void): void
 }

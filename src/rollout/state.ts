@@ -24,9 +24,93 @@ export interface Timer {
   readonly timerAt: Ms
 }
 
+/** So many workers, or so many of a hundred of the slots: Kubernetes' IntOrString. */
+export type Amount =
+  { readonly k: 'workers'; readonly n: number } | { readonly k: 'percent'; readonly n: number }
+
+export const PROBES = ['startup', 'readiness', 'liveness'] as const
+export type ProbeKind = (typeof PROBES)[number]
+
+/** When a worker is probed, and how many answers in a row change its standing: Kubernetes' fields and meanings. */
+export interface ProbePolicy {
+  readonly initialDelayMs: Ms
+  readonly periodMs: Ms
+  readonly timeoutMs: Ms
+  readonly successThreshold: number
+  readonly failureThreshold: number
+}
+
+/** What an analysis looks at. Rates are fractions, times milliseconds. */
+export const METRICS = ['errorRate', 'p50', 'p90', 'p99', 'probeSuccess', 'loopDelay', 'crashes'] as const
+export type Metric = (typeof METRICS)[number]
+
+/** `p99 < 300` (ms), or relative to the current generation at the same time: `p99 < 1.5x`. */
+export interface Limit {
+  readonly metric: Metric
+  readonly op: '<' | '<=' | '>' | '>='
+  readonly value: number
+  readonly relative: boolean
+}
+
+/** A generation over a stretch of time; null: nothing to tell it from. */
+export type Figures = Readonly<Record<Metric, number | null>> & { readonly requests: number }
+
+export interface Analysis {
+  readonly intervalMs: Ms
+  /** Measurements until it has passed. */
+  readonly count: number
+  /** So many of them may fail. */
+  readonly failureLimit: number
+  /** With fewer requests than that of the candidate, or of the current generation, a measurement says nothing. */
+  readonly minRequests: number
+  /** What an analysis comes to in which some measurement said nothing. */
+  readonly inconclusive: 'pass' | 'fail' | 'pause'
+  readonly limits: readonly Limit[]
+}
+
+/** A rollout is a list of these. The strategies that people know are lists with names (src/strategy.ts). */
+export type Step =
+  /** The candidate's share of the workers that accept; 0: the whole candidate is brought up, behind the gate. */
+  | { readonly k: 'share'; readonly percent: number }
+  | { readonly k: 'hold'; readonly forMs: Ms | 'promote' }
+  | { readonly k: 'analyse'; readonly analysis: Analysis }
+
+export const HOOKS = ['beforeSpawn', 'beforePromote', 'afterPromote', 'afterRollback', 'beforeStop'] as const
+export type Hook = (typeof HOOKS)[number]
+
+/** A worker past one of these is replaced, new first; null: no limit. */
+export interface ReplaceAt {
+  readonly memoryBytes: number | null
+  readonly requests: number | null
+  readonly ageMs: Ms | null
+}
+
 /** What a generation was pinned with, as far as decisions need it. Times in milliseconds. */
 export interface Policy {
   readonly slots: number
+  readonly steps: readonly Step[]
+  /** Workers beyond the slots, and short of them, in which a rollout may be. */
+  readonly maxSurge: Amount
+  readonly maxUnavailable: Amount
+  /**
+   * What becomes of the workers that the candidate's take the place of, before it is promoted. `parked`: they stay,
+   * accept nothing, and are back in milliseconds; `drained`: they leave, for an application of which no two fit into memory.
+   */
+  readonly replaced: 'parked' | 'drained'
+  /** How long the candidate must have served, whole, before it is promoted; `drained`: each batch of it. */
+  readonly minReadyMs: Ms
+  /** For one share to be reached. */
+  readonly progressDeadlineMs: Ms
+  /** How long the previous generation is kept for an instant rollback. */
+  readonly parkForMs: Ms
+  /** Of an analysis. */
+  readonly onFailure: 'rollback' | 'pause'
+  readonly probes: Readonly<Partial<Record<ProbeKind, ProbePolicy>>>
+  /** Whether a worker is sent requests of ours before it is ready. */
+  readonly warmUp: boolean
+  readonly hooks: readonly Hook[]
+  readonly hookTimeoutMs: Ms
+  readonly replaceAt: ReplaceAt
   /** `listen`: ready when it listens on all that is wanted; `message`: and when the app said so. */
   readonly ready: 'listen' | 'message'
   readonly startTimeoutMs: Ms
@@ -43,11 +127,51 @@ export interface Policy {
 }
 
 /** Why a worker leaves. The first cause wins. */
-export type Leave = 'replaced' | 'rolled-back' | 'signal' | 'stop' | 'failed' | 'crowded-out'
+export type Leave =
+  | 'replaced'
+  | 'rolled-back'
+  | 'signal'
+  | 'stop'
+  | 'failed'
+  | 'crowded-out'
+  | 'scaled-down'
+  | 'unparked'
+  | 'liveness'
+  | 'limit'
 
 /** A listener this worker listens on, seen from the master: may it accept there yet? */
 export type Grant =
-  { readonly k: 'held' } | { readonly k: 'opening'; readonly by: Timer } | { readonly k: 'open' }
+  | { readonly k: 'held' }
+  | { readonly k: 'opening'; readonly by: Timer }
+  | { readonly k: 'open' }
+  /** It was told to accept no more there, and has not said yet that it does not. */
+  | { readonly k: 'withdrawing'; readonly by: Timer }
+
+/** One probe of one worker. */
+export interface Probing {
+  readonly doing:
+    | { readonly k: 'waiting'; readonly next: Timer }
+    | { readonly k: 'asking'; readonly by: Timer }
+    /** A startup probe that has passed is not asked again. */
+    | { readonly k: 'done' }
+  /** The number of the question asked last: an answer to an earlier one came too late. */
+  readonly nth: number
+  /** Answers in a row, of which one is 0. */
+  readonly successes: number
+  readonly failures: number
+  readonly standing: 'unknown' | 'passing' | 'failing'
+  /** Of the last failure, in words. */
+  readonly why: string
+}
+
+/** Why a worker that serves is to be replaced. */
+export interface Tired {
+  readonly why: 'liveness' | 'memory' | 'requests' | 'age'
+  /** In words, with the figures. */
+  readonly detail: string
+  /** After a replacement that failed it is tried again later. */
+  readonly when: Timer | 'now'
+}
 
 export type WorkerPhase =
   /** `settle`: it has only a private listener so far; if nothing else comes until then, that is its readiness. */
@@ -58,7 +182,8 @@ export type WorkerPhase =
       /** Processes that filled this place before and were killed by a stray signal before their first line. */
       readonly stillborn: number
     }
-  | { readonly k: 'ready'; readonly since: Ms }
+  /** `ages`: when it is to be replaced for its age. */
+  | { readonly k: 'ready'; readonly since: Ms; readonly ages: Timer | null }
   /** Withdrawn; finishes what is in flight. */
   | { readonly k: 'draining'; readonly by: Timer; readonly why: Leave }
   /** No connection is left, or the deadline passed: the app's own shutdown runs. */
@@ -81,15 +206,21 @@ export interface Worker {
   readonly listensPrivately: boolean
   readonly saidReady: boolean
   readonly leadership: Leadership
+  /** Those of its probes that have begun. */
+  readonly probes: Readonly<Partial<Record<ProbeKind, Probing>>>
+  readonly warmth: 'cold' | 'warming' | 'warm'
+  readonly tired: Tired | null
 }
 
 export type SlotState =
+  /** Nobody is to be in it: the rollout has not come to it yet, or has taken its worker out. */
+  | { readonly k: 'empty' }
   | { readonly k: 'filled'; readonly by: WorkerId }
   /** `stillborn`: processes for this place so far that a stray signal killed before their first line. */
   | { readonly k: 'vacant'; readonly retry: Timer; readonly stillborn: number }
   /** Its worker was told to go by a signal; when no stop follows until `when`, a replacement is started. */
   | { readonly k: 'leaving'; readonly by: WorkerId; readonly when: Timer }
-  | { readonly k: 'replacing'; readonly by: WorkerId; readonly with: WorkerId }
+  | { readonly k: 'replacing'; readonly by: WorkerId; readonly with: WorkerId; readonly why: Leave }
 
 export interface Slot {
   readonly state: SlotState
@@ -105,27 +236,93 @@ export interface Generation {
   readonly slots: readonly Slot[]
 }
 
+/** A step as it will be done with the workers that there are (src/rollout/plan.ts). */
+export type Planned =
+  | {
+      readonly k: 'share'
+      /** As asked for, and as it will be. */
+      readonly percent: number
+      readonly realPercent: number
+      /** Workers of the candidate that are up, and of these that accept. */
+      readonly raise: number
+      readonly open: number
+      /** Workers of the current generation that accept no more. */
+      readonly out: number
+    }
+  | { readonly k: 'hold'; readonly forMs: Ms | 'promote' }
+  | { readonly k: 'analyse'; readonly analysis: Analysis }
+  /** The candidate serves alone; what it replaced is kept until it has done so for that long. */
+  | { readonly k: 'watch'; readonly forMs: Ms }
+
+/** How an analysis stands. */
+export interface Tally {
+  readonly taken: number
+  readonly failed: number
+  readonly unclear: number
+}
+
 export type Doing =
   /** The hands read config, code path and Node binary. */
   | { readonly k: 'pinning'; readonly by: Timer }
-  | { readonly k: 'bringing-up'; readonly candidate: GenerationId }
-  /** Every candidate worker is ready; all are granted; none of the old is touched yet. */
-  | { readonly k: 'shifting'; readonly candidate: GenerationId }
+  /** `beforeSpawn` runs. */
+  | { readonly k: 'before-spawn'; readonly by: Timer; readonly policy: Policy }
+  /** The candidate's workers of this share become ready, behind the gate. */
+  | { readonly k: 'bringing-up'; readonly candidate: GenerationId; readonly by: Timer }
+  /** `beforePromote` runs: everything is ready for the last share. */
+  | { readonly k: 'before-promote'; readonly candidate: GenerationId; readonly by: Timer }
+  /** They are all ready and are granted; then as many of the current generation accept no more. */
+  | { readonly k: 'shifting'; readonly candidate: GenerationId; readonly by: Timer }
+  /** A batch serves, and must do so for a while before the next. */
+  | { readonly k: 'settling'; readonly candidate: GenerationId; readonly until: Timer }
+  | { readonly k: 'holding'; readonly candidate: GenerationId; readonly until: Timer | 'promote' }
+  | {
+      readonly k: 'analysing'
+      readonly candidate: GenerationId
+      readonly next: Timer
+      readonly tally: Tally
+    }
+  | {
+      readonly k: 'paused'
+      readonly candidate: GenerationId
+      readonly by: 'operator' | 'analysis'
+      readonly why: string
+      /** What goes on with `resume`: a hold with what is left of it, or else its step from the start. */
+      readonly leftMs: Ms | null
+    }
 
 export interface Rollout {
   readonly id: ReloadId
+  /** A `rollback` has an earlier generation, or its version, for a candidate. */
+  readonly kind: 'reload' | 'rollback'
   readonly asks: readonly AskId[]
   readonly drop: ReadonlySet<ListenerKey>
   /** Listeners that the candidate claimed, also in workers that are gone: should it fail, they are of no use. */
   readonly claimed: ReadonlySet<ListenerKey>
   readonly since: Ms
   readonly doing: Doing
+  readonly plan: readonly Planned[]
+  /** The step of the plan that it is at. */
+  readonly at: number
+  /** Slots of the candidate that are to be filled, and of these whose gate is open: the first ones. */
+  readonly raised: number
+  readonly open: number
+  /** Slots of the current generation that are out of rotation: the first ones. */
+  readonly out: number
+  /** The operator asked for a pause: at the end of this share. */
+  readonly pause: 'none' | 'asked'
+  readonly hooked: 'not-yet' | 'beforePromote'
 }
 
 /** A reload asked for while it cannot begin yet. Any number of them become one rollout. */
 export interface Waiting {
   readonly ask: AskId
   readonly drop: readonly ListenerKey[]
+}
+
+/** The previous generation, alive and accepting nothing, for an instant rollback. */
+export interface Parked {
+  readonly generation: GenerationId
+  readonly until: Timer
 }
 
 export type Top =
@@ -136,7 +333,7 @@ export type Top =
       readonly since: Ms
       readonly next: readonly Waiting[]
     }
-  | { readonly k: 'steady'; readonly current: GenerationId }
+  | { readonly k: 'steady'; readonly current: GenerationId; readonly parked: Parked | null }
   | {
       readonly k: 'rolling-out'
       readonly current: GenerationId
@@ -154,17 +351,76 @@ export interface State {
   readonly workers: ReadonlyMap<WorkerId, Worker>
   /** Listeners to release once no worker has a copy: a polled or held copy would keep clients hanging. */
   readonly dropping: ReadonlySet<ListenerKey>
+  /** Generations that were current, the latest last, whose version can be booted again. */
+  readonly history: readonly GenerationId[]
+  /** The number of slots that an operator asked for, while the configured one stays what it was. */
+  readonly scale: { readonly slots: number; readonly configured: number } | null
   readonly nextGeneration: GenerationId
   readonly nextWorker: WorkerId
   readonly nextReload: number
 }
+
+/** Bytes that can still be had, and that one worker of the current generation takes. */
+export interface Memory {
+  readonly freeBytes: number
+  readonly workerBytes: number
+}
+
+export type OrderId = number
+
+/** What an operator may ask of a rollout that runs, or of the number of slots. */
+export type Order =
+  /** Ends a hold or a pause; `full`: every one that is to come, and every analysis. */
+  | { readonly k: 'promote'; readonly full: boolean }
+  | { readonly k: 'pause' }
+  | { readonly k: 'resume' }
+  | { readonly k: 'abort' }
+  | { readonly k: 'scale'; readonly to: number }
+  | { readonly k: 'scale-by'; readonly by: number }
 
 /** Facts, in the past tense. */
 export type Fact =
   | { readonly e: 'started'; readonly policy: Policy }
   | { readonly e: 'reload-asked'; readonly ask: AskId; readonly drop: readonly ListenerKey[] }
   | { readonly e: 'ask-gone'; readonly ask: AskId; readonly reason: string }
-  | { readonly e: 'pinned'; readonly reload: ReloadId; readonly policy: Policy }
+  | {
+      readonly e: 'pinned'
+      readonly reload: ReloadId
+      readonly policy: Policy
+      readonly memory: Memory | null
+    }
+  /** `to`: null, the generation before the current one. `reason`: of one that nobody asked for. */
+  | { readonly e: 'rollback-asked'; readonly ask: AskId; readonly to: GenerationId | null }
+  | { readonly e: 'ordered'; readonly order: OrderId; readonly what: Order }
+  /** `failure`: null, it ended with status 0. */
+  | {
+      readonly e: 'hook-ended'
+      readonly reload: ReloadId
+      readonly hook: Hook
+      readonly failure: string | null
+    }
+  | {
+      readonly e: 'measured'
+      readonly reload: ReloadId
+      readonly candidate: Figures
+      readonly current: Figures
+    }
+  | {
+      readonly e: 'probed'
+      readonly worker: WorkerId
+      readonly probe: ProbeKind
+      readonly nth: number
+      /** Why not, in words; null: it passed. */
+      readonly failure: string | null
+    }
+  /** `failure`: the first request that was not answered, in words. */
+  | { readonly e: 'warmed'; readonly worker: WorkerId; readonly failure: string | null }
+  | {
+      readonly e: 'weighed'
+      readonly worker: WorkerId
+      readonly rssBytes: number | null
+      readonly requests: number
+    }
   | { readonly e: 'pin-failed'; readonly reload: ReloadId; readonly reasons: readonly string[] }
   | { readonly e: 'stop-asked'; readonly how: 'graceful' | 'now' }
   | { readonly e: 'claimed'; readonly worker: WorkerId; readonly key: ListenerKey }
@@ -203,7 +459,9 @@ export type Event = { readonly at: Ms } & Fact
 export type Outcome = 'promoted' | 'rolled-back' | 'refused' | 'overtaken'
 
 export interface Verdict {
+  /** Of a rollback that went well `promoted`, too: the generation that it went back to answers. */
   readonly outcome: Outcome
+  readonly kind: Rollout['kind']
   readonly reload: ReloadId
   /** The generation that answers from now on; null while none does. */
   readonly current: GenerationId | null
@@ -211,6 +469,20 @@ export interface Verdict {
   readonly other: GenerationId | null
   readonly reasons: readonly string[]
   readonly tookMs: Ms
+}
+
+/** What one measurement came to, limit by limit. */
+export interface Judgement {
+  readonly verdict: 'pass' | 'fail' | 'unclear'
+  readonly findings: readonly Finding[]
+  /** Why it is unclear. */
+  readonly why: string
+}
+export interface Finding {
+  readonly limit: Limit
+  readonly candidate: number | null
+  readonly current: number | null
+  readonly holds: boolean | null
 }
 
 /** What was decided, for the log, systemd and whoever follows a rollout. */
@@ -236,12 +508,40 @@ export type Announcement =
       readonly reason: string
     }
   | { readonly a: 'crowded-out'; readonly generation: GenerationId }
+  | { readonly a: 'planned'; readonly reload: ReloadId; readonly plan: readonly Planned[] }
+  /** The memory is too small for the strategy: another one was taken. */
+  | { readonly a: 'fell-back'; readonly reload: ReloadId; readonly why: string }
+  | { readonly a: 'share-reached'; readonly reload: ReloadId; readonly at: number }
+  | { readonly a: 'holding'; readonly reload: ReloadId; readonly at: number }
+  | {
+      readonly a: 'analysed'
+      readonly reload: ReloadId
+      readonly judgement: Judgement
+      readonly tally: Tally
+    }
+  | { readonly a: 'paused'; readonly reload: ReloadId; readonly why: string }
+  | { readonly a: 'resumed'; readonly reload: ReloadId }
+  | { readonly a: 'hook-failed'; readonly hook: Hook; readonly why: string }
+  /** `stays`: it accepts on, since nobody else would. */
+  | { readonly a: 'unready'; readonly worker: WorkerId; readonly why: string; readonly stays: boolean }
+  | { readonly a: 'ready-again'; readonly worker: WorkerId }
+  | { readonly a: 'warm-up-failed'; readonly worker: WorkerId; readonly why: string }
+  | { readonly a: 'tired'; readonly worker: WorkerId; readonly tired: Tired }
+  | { readonly a: 'parked'; readonly generation: GenerationId; readonly forMs: Ms }
+  | { readonly a: 'unparked'; readonly generation: GenerationId; readonly why: string }
+  | { readonly a: 'scaled'; readonly from: number; readonly to: number }
   | { readonly a: 'generation-ended'; readonly generation: GenerationId }
   | { readonly a: 'stopping'; readonly status: 0 | 1; readonly why: readonly string[] }
 
 /** Orders, in the imperative. */
 export type Command =
-  | { readonly c: 'pin'; readonly reload: ReloadId; readonly generation: GenerationId }
+  /** `of`: the generation whose version it is to be again; null: what is on disk now. */
+  | {
+      readonly c: 'pin'
+      readonly reload: ReloadId
+      readonly generation: GenerationId
+      readonly of: GenerationId | null
+    }
   | {
       readonly c: 'spawn'
       readonly worker: WorkerId
@@ -249,6 +549,35 @@ export type Command =
       readonly slot: SlotIndex
     }
   | { readonly c: 'open'; readonly worker: WorkerId; readonly key: ListenerKey }
+  /** Accept no more there; stay. */
+  | { readonly c: 'withdraw'; readonly worker: WorkerId; readonly key: ListenerKey }
+  | {
+      readonly c: 'probe'
+      readonly worker: WorkerId
+      readonly probe: ProbeKind
+      readonly nth: number
+      readonly timeoutMs: Ms
+    }
+  | { readonly c: 'warm-up'; readonly worker: WorkerId }
+  /** Its event loop does not answer: find out what blocks it. */
+  | { readonly c: 'look-into'; readonly worker: WorkerId }
+  | {
+      readonly c: 'run-hook'
+      readonly hook: Hook
+      readonly reload: ReloadId
+      readonly current: GenerationId | null
+      readonly candidate: GenerationId | null
+    }
+  /** The figures of both generations over the last `overMs`. */
+  | {
+      readonly c: 'measure'
+      readonly reload: ReloadId
+      readonly candidate: GenerationId
+      readonly current: GenerationId
+      readonly overMs: Ms
+    }
+  /** `problem`: a sentence, and nothing was changed; null: done. */
+  | { readonly c: 'reply'; readonly order: OrderId; readonly problem: string | null }
   /** Withdraw every listener, finish what is in flight, then the app's own shutdown. */
   | { readonly c: 'drain'; readonly worker: WorkerId }
   /** End what is in flight now and go on to the app's own shutdown. */
@@ -271,6 +600,8 @@ export const initialState: State = {
   generations: new Map(),
   workers: new Map(),
   dropping: new Set(),
+  history: [],
+  scale: null,
   nextGeneration: 1,
   nextWorker: 1,
   nextReload: 1,
