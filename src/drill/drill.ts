@@ -12,7 +12,13 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describeKey } from '../address.ts'
-import { askReload, askStatus, connectControl, findMaster, type ReloadEnd } from '../master/control-client.ts'
+import {
+  askReload,
+  askStatus,
+  connectControl,
+  findMaster,
+  type RolloutEnd,
+} from '../master/control-client.ts'
 import { sumOf } from '../master/ledger.ts'
 import type { Status } from '../master/face.ts'
 import { PrivateApp } from './app.ts'
@@ -263,7 +269,7 @@ async function reloadOnce(control: string, number: number, from: number, load: R
     load.mark(`reload ${number}`, 'reload')
     const askedAt = now()
     let promotedAt = askedAt
-    const end: ReloadEnd = await askReload(
+    const end: RolloutEnd = await askReload(
       connection,
       { drop: [], wait: 'drained' },
       {

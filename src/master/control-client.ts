@@ -18,7 +18,8 @@ import {
   type Hello,
   type StopHow,
 } from './control-wire.ts'
-import type { Drained, Progress, ReloadRequest, Status, Verdict } from './face.ts'
+import type { Order } from '../rollout/state.ts'
+import type { Drained, Progress, ReloadRequest, RollbackRequest, Status, Verdict } from './face.ts'
 
 /** What went wrong with a control socket, in a sentence for its user. */
 export class ControlError extends Error {
@@ -78,7 +79,7 @@ export interface ControlConnection {
   send(request: ControlRequest): void
   /** @throws {MasterLostError} the connection ended, the reply cannot be read, or `timeoutMs` went by */
   next(timeoutMs?: number): Promise<ControlReply>
-  /** Hangs up. A reload that was asked for goes on without us; a `next` that waits throws. */
+  /** Hangs up. A rollout that was asked for goes on without us; a `next` that waits throws. */
   close(): void
 }
 
@@ -197,14 +198,15 @@ export async function askStatus(
   }
 }
 
-export interface ReloadEnd {
+/** How a reload or a rollback ended. */
+export interface RolloutEnd {
   readonly verdict: Verdict
   /** Only with `wait: 'drained'` and a promotion. */
   readonly drained: Drained | null
 }
 
-/** What is told on the way to a {@link ReloadEnd}. */
-export interface ReloadWatcher {
+/** What is told on the way to a {@link RolloutEnd}. */
+export interface RolloutWatcher {
   progress?(progress: Progress): void
   /** At once, also where the drain is still waited for. */
   verdict?(verdict: Verdict): void
@@ -217,13 +219,30 @@ export interface ReloadWatcher {
  * @throws {MasterLostError} the connection ended first
  * @throws {RequestRefusedError} the request was none that this master knows
  */
-export async function askReload(
+export function askReload(
   connection: ControlConnection,
-  request: ReloadRequest,
-  watcher: ReloadWatcher = {},
-): Promise<ReloadEnd> {
+  { drop, wait }: ReloadRequest,
+  watcher: RolloutWatcher = {},
+): Promise<RolloutEnd> {
+  return follow(connection, { cmd: 'reload', drop, wait }, watcher)
+}
+
+/** The same for the way back, also in what it throws. */
+export function askRollback(
+  connection: ControlConnection,
+  { to, wait }: RollbackRequest,
+  watcher: RolloutWatcher = {},
+): Promise<RolloutEnd> {
+  return follow(connection, { cmd: 'rollback', to, wait }, watcher)
+}
+
+async function follow(
+  connection: ControlConnection,
+  request: Extract<ControlRequest, { readonly cmd: 'reload' | 'rollback' }>,
+  watcher: RolloutWatcher,
+): Promise<RolloutEnd> {
   try {
-    connection.send({ cmd: 'reload', drop: request.drop, wait: request.wait })
+    connection.send(request)
     let verdict: Verdict | null = null
     for (;;) {
       const reply = await connection.next()
@@ -241,6 +260,28 @@ export async function askReload(
         throw unexpected(connection, reply)
       }
     }
+  } finally {
+    connection.close()
+  }
+}
+
+/**
+ * Gives an order and hangs up.
+ *
+ * @returns null when it was obeyed, else a sentence: why it changed nothing
+ * @throws {MasterLostError} the connection ended first, or no answer came within `timeoutMs`
+ */
+export async function askOrder(
+  connection: ControlConnection,
+  what: Order,
+  { timeoutMs = 5000 }: { readonly timeoutMs?: number } = {},
+): Promise<string | null> {
+  try {
+    connection.send({ cmd: 'order', what })
+    const reply = await connection.next(timeoutMs)
+    if ('done' in reply) return null
+    if ('refused' in reply) return reply.refused
+    throw unexpected(connection, reply)
   } finally {
     connection.close()
   }

@@ -10,7 +10,19 @@ import * as v from 'valibot'
 import { isListenerKey } from '../address.ts'
 import { ENDINGS, HELD_KINDS, OUTCOMES } from '../protocol.ts'
 import type { Held } from '../protocol.ts'
-import type { Drained, Progress, ReloadRequest, Status, Verdict, WorkerStatus } from './face.ts'
+import { PROBES, type Order } from '../rollout/state.ts'
+import type {
+  AnalysisStatus,
+  Drained,
+  Progress,
+  ReloadRequest,
+  RollbackRequest,
+  RolloutStatus,
+  Status,
+  Verdict,
+  Wait,
+  WorkerStatus,
+} from './face.ts'
 import type { Ledger } from './ledger.ts'
 
 /** Raised when a line changes its meaning; the client refuses a master that says another one. */
@@ -22,6 +34,8 @@ export const MAX_REQUEST_BYTES = 64 * 1024
 export const MAX_REPLY_BYTES = 4 * 1024 * 1024
 
 const MAX_DROPS = 256
+/** As many as `--workers` may be: a slip of `usr2 scale` is no fork bomb either. */
+export const MAX_SLOTS = 1024
 const MAX_REASON_CHARS = 1000
 
 export type StopHow = 'graceful' | 'now'
@@ -30,8 +44,11 @@ export type ControlRequest =
   | { readonly cmd: 'hello' }
   | { readonly cmd: 'status' }
   | ({ readonly cmd: 'reload' } & ReloadRequest)
-  /** Only on the connection whose reload it ends. */
+  | ({ readonly cmd: 'rollback' } & RollbackRequest)
+  /** Only on the connection whose reload or rollback it ends. */
   | { readonly cmd: 'abort'; readonly reason: string }
+  /** Of whatever rollout runs, whoever asked for it; or of the number of slots. */
+  | { readonly cmd: 'order'; readonly what: Order }
   | { readonly cmd: 'stop'; readonly how: StopHow }
 
 export interface Hello {
@@ -49,6 +66,10 @@ export type ControlReply =
   | { readonly drained: Drained }
   | { readonly stopping: true }
   | { readonly stopped: true }
+  /** The order was obeyed. */
+  | { readonly done: true }
+  /** A sentence: why the order changed nothing. */
+  | { readonly refused: string }
   /** A sentence. The request that it answers has changed nothing. */
   | { readonly error: string }
 
@@ -58,12 +79,38 @@ const KEYS: Readonly<Record<ControlRequest['cmd'], readonly string[]>> = {
   hello: [],
   status: [],
   reload: ['drop', 'wait'],
+  rollback: ['to', 'wait'],
   abort: ['reason'],
+  order: ['what'],
   stop: ['how'],
+}
+
+/** What each order has beside `k`. */
+const ORDERS: Readonly<Record<Order['k'], readonly string[]>> = {
+  promote: ['full'],
+  pause: [],
+  resume: [],
+  abort: [],
+  scale: ['to'],
+  'scale-by': ['by'],
 }
 
 function isCommand(value: unknown): value is ControlRequest['cmd'] {
   return typeof value === 'string' && Object.hasOwn(KEYS, value)
+}
+
+function isOrder(value: unknown): value is Order['k'] {
+  return typeof value === 'string' && Object.hasOwn(ORDERS, value)
+}
+
+function isWhole(value: unknown, min: number, max: number): value is number {
+  return Number.isSafeInteger(value) && Number(value) >= min && Number(value) <= max
+}
+
+type Given = Readonly<Record<string, unknown>>
+
+function isGiven(value: unknown): value is Given {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
 function isStrings(value: unknown): value is readonly string[] {
@@ -84,27 +131,24 @@ export function parseRequest(line: string): Parsed<ControlRequest> & { readonly 
   } catch {
     return { error: 'The request is not a line of JSON, such as {"cmd":"status"}.', notJson: true }
   }
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    return { error: 'The request is not a JSON object, such as {"cmd":"status"}.' }
-  }
-  const given = value as Readonly<Record<string, unknown>>
+  if (!isGiven(value)) return { error: 'The request is not a JSON object, such as {"cmd":"status"}.' }
+  const given = value
   const { cmd } = given
   if (!isCommand(cmd)) {
     return { error: `Unknown command ${quote(cmd)}; known: ${Object.keys(KEYS).join(', ')}.` }
   }
-  const unknown = Object.keys(given).filter((key) => key !== 'cmd' && !KEYS[cmd].includes(key))
-  if (unknown.length > 0) {
-    const known = KEYS[cmd].length === 0 ? 'it takes none' : `known: ${KEYS[cmd].join(', ')}`
-    return {
-      error: `The command "${cmd}" has no option ${unknown.map(quote).join(', ').slice(0, 200)}; ${known}.`,
-    }
-  }
+  const strange = strangers(`The command "${cmd}"`, given, 'cmd', KEYS[cmd])
+  if (strange !== null) return { error: strange }
   switch (cmd) {
     case 'hello':
     case 'status':
       return { ok: { cmd } }
     case 'reload':
       return parseReload(given)
+    case 'rollback':
+      return parseRollback(given)
+    case 'order':
+      return parseOrder(given['what'])
     case 'abort': {
       const reason = given['reason'] ?? 'the client asked for it'
       if (typeof reason !== 'string') return { error: `"reason" must be a string, not ${quote(reason)}.` }
@@ -120,9 +164,16 @@ export function parseRequest(line: string): Parsed<ControlRequest> & { readonly 
   }
 }
 
-function parseReload(given: Readonly<Record<string, unknown>>): Parsed<ControlRequest> {
+/** A sentence about the keys of `given` that are neither `own` nor `known`, or null. */
+function strangers(what: string, given: Given, own: string, known: readonly string[]): string | null {
+  const unknown = Object.keys(given).filter((key) => key !== own && !known.includes(key))
+  if (unknown.length === 0) return null
+  const right = known.length === 0 ? 'it takes none' : `known: ${known.join(', ')}`
+  return `${what} has no option ${unknown.map(quote).join(', ').slice(0, 200)}; ${right}.`
+}
+
+function parseReload(given: Given): Parsed<ControlRequest> {
   const drop = given['drop'] ?? []
-  const wait = given['wait'] ?? 'promoted'
   if (!isStrings(drop) || drop.length > MAX_DROPS) {
     return {
       error: `"drop" must be a list of at most ${MAX_DROPS} listener keys, such as ["tcp:0.0.0.0:3000"].`,
@@ -134,10 +185,56 @@ function parseReload(given: Readonly<Record<string, unknown>>): Parsed<ControlRe
       error: `${quote(bad)} in "drop" is not a listener key; keys look like tcp:0.0.0.0:3000 or unix:/run/app.sock.`,
     }
   }
-  if (wait !== 'promoted' && wait !== 'drained') {
-    return { error: `"wait" must be "promoted" or "drained", not ${quote(wait)}.` }
+  const wait = parseWait(given)
+  return 'error' in wait ? wait : { ok: { cmd: 'reload', drop, wait: wait.ok } }
+}
+
+function parseRollback(given: Given): Parsed<ControlRequest> {
+  const to = given['to'] ?? null
+  if (to !== null && !isWhole(to, 1, Number.MAX_SAFE_INTEGER)) {
+    return {
+      error: `"to" must be the number of a generation, or null for the one before the current, not ${quote(to)}.`,
+    }
   }
-  return { ok: { cmd: 'reload', drop, wait } }
+  const wait = parseWait(given)
+  return 'error' in wait ? wait : { ok: { cmd: 'rollback', to, wait: wait.ok } }
+}
+
+function parseWait(given: Given): Parsed<Wait> {
+  const wait = given['wait'] ?? 'promoted'
+  if (wait === 'promoted' || wait === 'drained') return { ok: wait }
+  return { error: `"wait" must be "promoted" or "drained", not ${quote(wait)}.` }
+}
+
+function parseOrder(what: unknown): Parsed<ControlRequest> {
+  if (!isGiven(what)) return { error: '"what" must be an order, such as {"k":"pause"}.' }
+  const { k } = what
+  if (!isOrder(k)) return { error: `Unknown order ${quote(k)}; known: ${Object.keys(ORDERS).join(', ')}.` }
+  const strange = strangers(`The order "${k}"`, what, 'k', ORDERS[k])
+  if (strange !== null) return { error: strange }
+  switch (k) {
+    case 'promote': {
+      const full = what['full'] ?? false
+      if (typeof full !== 'boolean') return { error: `"full" must be true or false, not ${quote(full)}.` }
+      return { ok: { cmd: 'order', what: { k, full } } }
+    }
+    case 'pause':
+    case 'resume':
+    case 'abort':
+      return { ok: { cmd: 'order', what: { k } } }
+    case 'scale': {
+      const { to } = what
+      if (isWhole(to, 1, MAX_SLOTS)) return { ok: { cmd: 'order', what: { k, to } } }
+      return { error: `"to" must be a whole number from 1 to ${MAX_SLOTS}, not ${quote(to)}.` }
+    }
+    case 'scale-by': {
+      const { by } = what
+      if (isWhole(by, -MAX_SLOTS, MAX_SLOTS) && by !== 0) return { ok: { cmd: 'order', what: { k, by } } }
+      return {
+        error: `"by" must be a whole number from -${MAX_SLOTS} to ${MAX_SLOTS} and not 0; it is ${quote(by)}.`,
+      }
+    }
+  }
 }
 
 const text = v.string()
@@ -150,7 +247,10 @@ const progress: v.GenericSchema<unknown, Progress> = v.object({
   text,
 })
 
+const rolloutKind = v.picklist(['reload', 'rollback'])
+
 const verdict: v.GenericSchema<unknown, Verdict> = v.object({
+  kind: rolloutKind,
   outcome: v.picklist(['promoted', 'rolled-back', 'refused', 'overtaken']),
   reload: text,
   current: v.nullable(count),
@@ -204,7 +304,39 @@ const worker: v.GenericSchema<unknown, WorkerStatus> = v.object({
       saidMsAgo: count,
     }),
   ),
+  rssBytes: v.nullable(count),
+  probes: v.array(
+    v.object({
+      probe: v.picklist(PROBES),
+      standing: v.picklist(['unknown', 'passing', 'failing']),
+      why: text,
+    }),
+  ),
+  tired: v.nullable(text),
   waitsFor: v.nullable(text),
+})
+
+const analysis: v.GenericSchema<unknown, AnalysisStatus> = v.object({
+  taken: count,
+  of: count,
+  failed: count,
+  failureLimit: count,
+  findings: v.array(
+    v.object({ limit: text, candidate: text, current: text, holds: v.nullable(v.boolean()) }),
+  ),
+})
+
+const rollout: v.GenericSchema<unknown, RolloutStatus> = v.object({
+  reload: text,
+  kind: rolloutKind,
+  current: count,
+  candidate: v.nullable(count),
+  sinceMs: count,
+  steps: v.array(v.object({ text, state: v.picklist(['done', 'now', 'to-come']) })),
+  waitsFor: text,
+  paused: v.nullable(text),
+  accepting: v.object({ current: count, candidate: count }),
+  analysis: v.nullable(analysis),
 })
 
 const status: v.GenericSchema<unknown, Status> = v.object({
@@ -220,7 +352,7 @@ const status: v.GenericSchema<unknown, Status> = v.object({
   generations: v.array(
     v.object({
       id: count,
-      role: v.picklist(['current', 'candidate', 'old']),
+      role: v.picklist(['current', 'candidate', 'parked', 'old']),
       version: text,
       entry: text,
       cwd: text,
@@ -231,6 +363,9 @@ const status: v.GenericSchema<unknown, Status> = v.object({
   vacancies: v.array(v.object({ slot: count, deaths: count, retryInMs: count })),
   waitsFor: v.nullable(text),
   lastVerdict: v.nullable(verdict),
+  rollout: v.nullable(rollout),
+  parked: v.nullable(v.object({ generation: count, leftMs: count })),
+  bootable: v.array(count),
 })
 
 const reply: v.GenericSchema<unknown, ControlReply> = v.union([
@@ -241,6 +376,8 @@ const reply: v.GenericSchema<unknown, ControlReply> = v.union([
   v.object({ drained }),
   v.object({ stopping: v.literal(true) }),
   v.object({ stopped: v.literal(true) }),
+  v.object({ done: v.literal(true) }),
+  v.object({ refused: text }),
   v.object({ error: text }),
 ])
 

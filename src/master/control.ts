@@ -24,7 +24,7 @@ import {
   type ControlRequest,
   type Hello,
 } from './control-wire.ts'
-import type { Face } from './face.ts'
+import type { Asker, Face, Wait } from './face.ts'
 
 export { ControlError }
 
@@ -68,7 +68,7 @@ export interface Control {
   readonly path: string
   /**
    * Takes the socket's file away (if it still is ours), lets replies that are under way go out, and ends every
-   * connection: within {@link ControlLimits.farewellMs}. A reload that has no verdict yet is detached.
+   * connection: within {@link ControlLimits.farewellMs}. A reload or rollback that has no verdict yet is detached.
    */
   close(): Promise<void>
 }
@@ -145,6 +145,9 @@ export async function openControl(options: ControlOptions): Promise<Control> {
   }
 }
 
+/** By which a client withdraws what it asked for. */
+type Handle = ReturnType<Face['reload']>
+
 /** One client: its unread bytes, its one request in flight, its deadline. */
 class Connection {
   readonly #socket: net.Socket
@@ -152,9 +155,9 @@ class Connection {
   readonly #log: ControlLog
   readonly #limits: ControlLimits
   readonly #lines: Lines
-  #state: 'asking' | 'reloading' | 'draining' | 'stopping' | 'leaving' = 'asking'
-  /** Set while {@link #state} is `reloading` or `draining`. */
-  #reload: ReturnType<Face['reload']> | null = null
+  #state: 'asking' | 'rolling-out' | 'draining' | 'ordering' | 'stopping' | 'leaving' = 'asking'
+  /** Of the reload or rollback that was asked for, while {@link #state} is `rolling-out` or `draining`. */
+  #rollout: Handle | null = null
   /** The deadline of a request, or of the farewell. */
   #deadline: NodeJS.Timeout | null = null
   #turn: NodeJS.Immediate | null = null
@@ -172,7 +175,7 @@ class Connection {
       this.#lines.push(chunk)
       this.#serve()
     })
-    // Who ends its side has gone: a reload that it asked for goes on without it.
+    // Who ends its side has gone: a rollout that it asked for goes on without it.
     socket.on('end', () => this.end())
     socket.on('close', () => this.#forget())
   }
@@ -231,10 +234,12 @@ class Connection {
 
   #perform(request: ControlRequest): void {
     if (request.cmd === 'abort') {
-      if (this.#state === 'reloading') this.#reload?.abort(request.reason)
+      if (this.#state === 'rolling-out') this.#rollout?.abort(request.reason)
       else
         this.#send({
-          error: 'There is nothing to abort: this connection has no reload that waits for its verdict.',
+          error:
+            'There is nothing to abort: this connection has no reload or rollback that waits for its verdict. ' +
+            'The order "abort" ends one that somebody else asked for.',
         })
       return
     }
@@ -253,8 +258,22 @@ class Connection {
       case 'status':
         this.#answer({ status: this.#face.status() })
         return
-      case 'reload':
-        this.#startReload(request)
+      case 'reload': {
+        const { drop, wait } = request
+        this.#startRollout(wait, (asker) => this.#face.reload({ drop, wait }, asker))
+        return
+      }
+      case 'rollback': {
+        const { to, wait } = request
+        this.#startRollout(wait, (asker) => this.#face.rollback({ to, wait }, asker))
+        return
+      }
+      case 'order':
+        this.#begin('ordering')
+        this.#face.order(request.what, (problem) => {
+          if (this.#state !== 'ordering') return
+          this.#answer(problem === null ? { done: true } : { refused: problem })
+        })
         return
       case 'stop':
         this.#begin('stopping')
@@ -267,36 +286,33 @@ class Connection {
     }
   }
 
-  #startReload({ drop, wait }: Extract<ControlRequest, { cmd: 'reload' }>): void {
-    this.#begin('reloading')
-    const handle = this.#face.reload(
-      { drop, wait },
-      {
-        progress: (progress) => this.#send({ progress }),
-        verdict: (verdict) => {
-          if (this.#state !== 'reloading') return
-          const more = wait === 'drained' && verdict.outcome === 'promoted'
-          if (more) {
-            this.#state = 'draining'
-            this.#send({ verdict })
-          } else {
-            this.#reload = null
-            this.#answer({ verdict })
-          }
-        },
-        drained: (drained) => {
-          if (this.#state !== 'draining') return
-          this.#reload = null
-          this.#answer({ drained })
-        },
+  #startRollout(wait: Wait, ask: (asker: Asker) => Handle): void {
+    this.#begin('rolling-out')
+    const handle = ask({
+      progress: (progress) => this.#send({ progress }),
+      verdict: (verdict) => {
+        if (this.#state !== 'rolling-out') return
+        const more = wait === 'drained' && verdict.outcome === 'promoted'
+        if (more) {
+          this.#state = 'draining'
+          this.#send({ verdict })
+        } else {
+          this.#rollout = null
+          this.#answer({ verdict })
+        }
       },
-    )
+      drained: (drained) => {
+        if (this.#state !== 'draining') return
+        this.#rollout = null
+        this.#answer({ drained })
+      },
+    })
     // A refusal's verdict comes before the handle does, and `send` may have found the client gone meanwhile.
-    if (this.#state === 'reloading' || this.#state === 'draining') this.#reload = handle
+    if (this.#state === 'rolling-out' || this.#state === 'draining') this.#rollout = handle
     else if (this.#left()) handle.detach()
   }
 
-  #begin(state: 'reloading' | 'stopping'): void {
+  #begin(state: 'rolling-out' | 'ordering' | 'stopping'): void {
     this.#state = state
     this.#disarm()
   }
@@ -332,9 +348,9 @@ class Connection {
   }
 
   #detach(): void {
-    const reload = this.#reload
-    this.#reload = null
-    reload?.detach()
+    const rollout = this.#rollout
+    this.#rollout = null
+    rollout?.detach()
   }
 
   /** The connection has gone: nothing of it may stay, nothing more of it may happen. */

@@ -1,5 +1,16 @@
 /** A master's face without a master: keeps what it was asked, and answers when the test says so. */
-import type { Asker, Drained, Face, Progress, ReloadRequest, Status, Verdict } from '../../src/master/face.ts'
+import type {
+  Asker,
+  Drained,
+  Face,
+  Progress,
+  ReloadRequest,
+  RollbackRequest,
+  RolloutStatus,
+  Status,
+  Verdict,
+} from '../../src/master/face.ts'
+import type { Order } from '../../src/rollout/state.ts'
 import { ledgerOf, NO_COUNTS } from '../../src/master/ledger.ts'
 
 export const STATUS: Status = {
@@ -26,6 +37,9 @@ export const STATUS: Status = {
   vacancies: [],
   waitsFor: null,
   lastVerdict: null,
+  rollout: null,
+  parked: null,
+  bootable: [],
 }
 
 function worker(slot: number, pid: number): Status['generations'][number]['workers'][number] {
@@ -41,11 +55,54 @@ function worker(slot: number, pid: number): Status['generations'][number]['worke
     active: 1,
     ledger: ledgerOf({ ...NO_COUNTS, accepted: 13, earlier: 1, open: 12 }, null, 'here'),
     holding: null,
+    rssBytes: 96 * 1024 * 1024,
+    probes: [],
+    tired: null,
     waitsFor: null,
   }
 }
 
+/** Generation 9 takes over from 8 as a canary: 1 of 5 workers, held, judged. */
+export const ROLLOUT: RolloutStatus = {
+  reload: 'r7',
+  kind: 'reload',
+  current: 8,
+  candidate: 9,
+  sinceMs: 185_000,
+  steps: [
+    { text: '20 % of connections: 1 of 5 workers (10 % was asked for)', state: 'done' },
+    { text: 'hold 5 min', state: 'now' },
+    { text: '33 % of connections: 2 of 6 workers (30 % was asked for)', state: 'to-come' },
+    { text: '100 % of connections: 4 of 4 workers', state: 'to-come' },
+  ],
+  waitsFor: 'for the end of this hold (at most 2 min more)',
+  paused: null,
+  accepting: { current: 4, candidate: 1 },
+  analysis: {
+    taken: 3,
+    of: 5,
+    failed: 1,
+    failureLimit: 2,
+    findings: [
+      { limit: 'errorRate < 1 %', candidate: '0.2 %', current: '0.1 %', holds: true },
+      { limit: 'p99 < 1.5x', candidate: '212 ms', current: '120 ms', holds: false },
+      { limit: 'loopDelay < 50 ms', candidate: '-', current: '4 ms', holds: null },
+    ],
+  },
+}
+
+export const ROLLING_OUT: Status = {
+  ...STATUS,
+  state: 'rolling-out',
+  slots: 4,
+  ready: 4,
+  rollout: ROLLOUT,
+  parked: { generation: 7, leftMs: 480_000 },
+  bootable: [7, 6, 5],
+}
+
 export const PROMOTED: Verdict = {
+  kind: 'reload',
   outcome: 'promoted',
   reload: 'r1',
   current: 8,
@@ -55,6 +112,7 @@ export const PROMOTED: Verdict = {
 }
 
 export const ROLLED_BACK: Verdict = {
+  kind: 'reload',
   outcome: 'rolled-back',
   reload: 'r2',
   current: 7,
@@ -74,22 +132,26 @@ export function progress(text: string): Progress {
   return { reload: 'r1', generation: 8, text }
 }
 
-export interface AskedReload {
-  readonly request: ReloadRequest
+export interface Asked<Request> {
+  readonly request: Request
   readonly asker: Asker
 }
 
-/** What happened to a face, in order: `reload`, `abort REASON`, `detach`, `stop graceful`. */
+/** What happened to a face, in order: `reload`, `rollback`, `abort REASON`, `detach`, `order K`, `stop graceful`. */
 export class FakeFace implements Face {
   readonly calls: string[] = []
-  readonly reloads: AskedReload[] = []
+  readonly reloads: Asked<ReloadRequest>[] = []
+  readonly rollbacks: Asked<RollbackRequest>[] = []
+  readonly orders: Order[] = []
   readonly stops: (() => void)[] = []
   current: Status
-  /** Called at every reload, inside of it: may answer at once. */
-  onReload: (asked: AskedReload) => void = () => {}
-  onAbort: (asked: AskedReload, reason: string) => void = () => {}
+  /** Called at every reload, inside of it: may answer at once. So are the others. */
+  onReload: (asked: Asked<ReloadRequest>) => void = () => {}
+  onRollback: (asked: Asked<RollbackRequest>) => void = () => {}
+  onAbort: (asked: Asked<unknown>, reason: string) => void = () => {}
+  onOrder: (what: Order, done: (problem: string | null) => void) => void = (_, done) => done(null)
   onStop: (done: () => void) => void = () => {}
-  #waiting: { readonly wanted: string; readonly resolve: () => void }[] = []
+  #waiting: { readonly arrived: () => boolean; readonly resolve: () => void }[] = []
 
   constructor(current: Status = STATUS) {
     this.current = current
@@ -104,6 +166,37 @@ export class FakeFace implements Face {
     this.reloads.push(asked)
     this.#note('reload')
     this.onReload(asked)
+    return this.#handle(asked)
+  }
+
+  rollback(request: RollbackRequest, asker: Asker): ReturnType<Face['rollback']> {
+    const asked = { request, asker }
+    this.rollbacks.push(asked)
+    this.#note('rollback')
+    this.onRollback(asked)
+    return this.#handle(asked)
+  }
+
+  order(what: Order, done: (problem: string | null) => void): void {
+    this.orders.push(what)
+    this.#note(`order ${what.k}`)
+    this.onOrder(what, done)
+  }
+
+  stop(how: 'graceful' | 'now', done: () => void): void {
+    this.stops.push(done)
+    this.#note(`stop ${how}`)
+    this.onStop(done)
+  }
+
+  /** Until `times` calls were made that begin with `wanted`. */
+  async called(wanted: string, times = 1): Promise<void> {
+    const arrived = () => this.calls.filter((call) => call.startsWith(wanted)).length >= times
+    if (arrived()) return
+    await new Promise<void>((resolve) => this.#waiting.push({ arrived, resolve }))
+  }
+
+  #handle(asked: Asked<unknown>): ReturnType<Face['reload']> {
     return {
       abort: (reason) => {
         this.#note(`abort ${reason}`)
@@ -113,21 +206,9 @@ export class FakeFace implements Face {
     }
   }
 
-  stop(how: 'graceful' | 'now', done: () => void): void {
-    this.stops.push(done)
-    this.#note(`stop ${how}`)
-    this.onStop(done)
-  }
-
-  /** Until a call that begins with `wanted` was made. */
-  async called(wanted: string): Promise<void> {
-    if (this.calls.some((call) => call.startsWith(wanted))) return
-    await new Promise<void>((resolve) => this.#waiting.push({ wanted, resolve }))
-  }
-
   #note(call: string): void {
     this.calls.push(call)
-    for (const { wanted, resolve } of this.#waiting) if (call.startsWith(wanted)) resolve()
-    this.#waiting = this.#waiting.filter(({ wanted }) => !call.startsWith(wanted))
+    for (const { arrived, resolve } of this.#waiting) if (arrived()) resolve()
+    this.#waiting = this.#waiting.filter(({ arrived }) => !arrived())
   }
 }

@@ -21,7 +21,9 @@ import fc from 'fast-check'
 import t from 'tap'
 
 import {
+  askOrder,
   askReload,
+  askRollback,
   askStatus,
   askStop,
   connectControl,
@@ -34,7 +36,18 @@ import {
 import { Lines, MAX_REQUEST_BYTES, parseReply, parseRequest } from '../../src/master/control-wire.ts'
 import { ControlError, ControlInUseError, openControl, type ControlLimits } from '../../src/master/control.ts'
 import { PidFileError, removePidFile, writePidFile } from '../../src/master/pid-file.ts'
-import { DRAINED, FakeFace, progress, PROMOTED, ROLLED_BACK, STATUS } from '../helpers/fake-face.ts'
+import type { Progress, Verdict } from '../../src/master/face.ts'
+import type { Order } from '../../src/rollout/state.ts'
+import {
+  DRAINED,
+  FakeFace,
+  progress,
+  PROMOTED,
+  ROLLED_BACK,
+  ROLLING_OUT,
+  ROLLOUT,
+  STATUS,
+} from '../helpers/fake-face.ts'
 
 /** Short, for the 107 bytes of a unix path (`t.testdir()` lies too deep), and removed at the end. */
 function scratch(t: Tap): string {
@@ -281,6 +294,29 @@ t.test('requests', async (t) => {
       ['{"cmd":"stop","how":"fast"}', /"how" must be "graceful" or "now"/],
       ['{"cmd":"abort","reason":1}', /"reason" must be a string/],
       ['{"cmd":"abort"}', /nothing to abort/],
+      ['{"cmd":"rollback","too":7}', /has no option "too"; known: to, wait/],
+      ['{"cmd":"rollback","to":"7"}', /"to" must be the number of a generation, or null .* not "7"/],
+      ['{"cmd":"rollback","to":0}', /"to" must be the number/],
+      ['{"cmd":"rollback","to":1.5}', /"to" must be the number/],
+      ['{"cmd":"rollback","to":1e999}', /"to" must be the number/],
+      ['{"cmd":"rollback","wait":null,"to":7,"drop":[]}', /has no option "drop"/],
+      ['{"cmd":"rollback","wait":"ever"}', /"wait" must be "promoted" or "drained"/],
+      ['{"cmd":"order"}', /"what" must be an order, such as/],
+      ['{"cmd":"order","what":["pause"]}', /"what" must be an order/],
+      ['{"cmd":"order","k":"pause"}', /has no option "k"; known: what/],
+      ['{"cmd":"order","what":{"k":"faster"}}', /Unknown order "faster"; known: promote, pause/],
+      ['{"cmd":"order","what":{"k":"toString"}}', /Unknown order/],
+      [
+        '{"cmd":"order","what":{"k":"pause","for":1}}',
+        /The order "pause" has no option "for"; it takes none/,
+      ],
+      ['{"cmd":"order","what":{"k":"promote","full":1}}', /"full" must be true or false, not 1/],
+      ['{"cmd":"order","what":{"k":"scale"}}', /"to" must be a whole number from 1 to 1024/],
+      ['{"cmd":"order","what":{"k":"scale","to":0}}', /"to" must be a whole number from 1 to 1024, not 0/],
+      ['{"cmd":"order","what":{"k":"scale","to":1025}}', /not 1025/],
+      ['{"cmd":"order","what":{"k":"scale","by":1}}', /The order "scale" has no option "by"; known: to/],
+      ['{"cmd":"order","what":{"k":"scale-by","by":0}}', /"by" must be a whole number .* it is 0/],
+      ['{"cmd":"order","what":{"k":"scale-by","by":0.5}}', /it is 0.5/],
       ['not json', /not a line of JSON/],
     ]
     client.socket.write(wrong.map(([line]) => `${line}\n`).join(''))
@@ -388,6 +424,95 @@ t.test('requests', async (t) => {
     face.reloads[0]?.asker.drained(DRAINED)
     t.strictSame(await end, { verdict: PROMOTED, drained: DRAINED })
     t.strictSame(face.calls, ['reload'])
+  })
+
+  t.test('a rollback: as a reload, with where it goes', async (t) => {
+    const { path, face } = await serve(t)
+    const back: Verdict = { ...PROMOTED, kind: 'rollback', current: 7 }
+    face.onRollback = ({ asker }) => {
+      asker.progress(progress('generation 7 answers again'))
+      asker.verdict(back)
+    }
+    const told: string[] = []
+    const watcher = { progress: ({ text }: Progress) => told.push(text) }
+    const end = askRollback(await connectControl(path), { to: 7, wait: 'drained' }, watcher)
+    await face.called('rollback')
+    face.rollbacks[0]?.asker.drained(DRAINED)
+    t.strictSame(await end, { verdict: back, drained: DRAINED })
+    t.strictSame(told, ['generation 7 answers again'])
+
+    await askRollback(await connectControl(path), { to: null, wait: 'promoted' })
+    t.strictSame(
+      face.rollbacks.map(({ request }) => request),
+      [
+        { to: 7, wait: 'drained' },
+        { to: null, wait: 'promoted' },
+      ],
+    )
+    const client = await raw(t, path)
+    client.socket.write('{"cmd":"rollback"}\n')
+    await client.got(2)
+    t.strictSame(face.rollbacks[2]?.request, { to: null, wait: 'promoted' }, 'what is not said')
+  })
+
+  t.test('a rollback that is aborted, and one whose client vanishes', async (t) => {
+    const { path, face } = await serve(t)
+    face.onAbort = ({ asker }, reason) =>
+      asker.verdict({ ...ROLLED_BACK, kind: 'rollback', outcome: 'overtaken', reasons: [reason] })
+    const connection = await connectControl(path)
+    const end = askRollback(connection, { to: null, wait: 'promoted' })
+    await face.called('rollback')
+    connection.send({ cmd: 'abort', reason: 'enough' })
+    t.match((await end).verdict, { outcome: 'overtaken', reasons: ['enough'] })
+    const client = await raw(t, path)
+    client.socket.write('{"cmd":"rollback"}\n')
+    await face.called('rollback', 2)
+    client.socket.destroy()
+    await face.called('detach')
+    t.strictSame(face.calls, ['rollback', 'abort enough', 'rollback', 'detach'])
+  })
+
+  t.test('orders: done, or refused with the reason, many on one connection', async (t) => {
+    const { path, face } = await serve(t)
+    const orders: readonly Order[] = [
+      { k: 'promote', full: false },
+      { k: 'promote', full: true },
+      { k: 'pause' },
+      { k: 'resume' },
+      { k: 'abort' },
+      { k: 'scale', to: 1024 },
+      { k: 'scale-by', by: -1 },
+    ]
+    for (const what of orders) t.equal(await askOrder(await connectControl(path), what), null, what.k)
+    t.strictSame(face.orders, orders)
+
+    face.onOrder = (_, done) => {
+      done('No rollout runs.')
+      done(null)
+    }
+    t.equal(await askOrder(await connectControl(path), { k: 'pause' }), 'No rollout runs.')
+    const client = await raw(t, path)
+    client.socket.write('{"cmd":"order","what":{"k":"promote"}}\n{"cmd":"hello"}\n')
+    await client.got(2)
+    t.match(client.replies(), [{ refused: 'No rollout runs.' }, { hello: {} }], 'answered once')
+    t.strictSame(face.orders.at(-1), { k: 'promote', full: false })
+  })
+
+  t.test('an order that is answered later, or never to a client that has gone', async (t) => {
+    const { path, face } = await serve(t)
+    const answers: ((problem: string | null) => void)[] = []
+    face.onOrder = (_, done) => answers.push(done)
+    const order = askOrder(await connectControl(path), { k: 'resume' })
+    const gone = await raw(t, path)
+    gone.socket.write('{"cmd":"order","what":{"k":"pause"}}\n{"cmd":"status"}\n')
+    await face.called('order pause')
+    t.match(JSON.parse((await gone.got(1))[0] ?? ''), { error: /already waits for an answer/ })
+    gone.socket.destroy()
+    await gone.closed
+    await alive(t, path)
+    for (const answer of answers) answer(null)
+    t.equal(await order, null)
+    await alive(t, path)
   })
 
   t.test('stop', async (t) => {
@@ -536,12 +661,24 @@ t.test('hostile clients', async (t) => {
     const { path, face, warnings } = await serve(t, { farewellMs: 100 })
     face.onReload = ({ asker }) => asker.verdict(PROMOTED)
     face.onStop = (done) => done()
+    face.onRollback = ({ asker }) => asker.verdict(ROLLED_BACK)
+    const orders = fc.record(
+      {
+        k: fc.constantFrom('promote', 'pause', 'resume', 'abort', 'scale', 'scale-by', 'x'),
+        full: fc.boolean(),
+        to: fc.integer({ min: -1, max: 2000 }),
+        by: fc.oneof(fc.integer({ min: -2000, max: 2000 }), fc.double()),
+      },
+      { requiredKeys: [] },
+    )
     const piece = fc.oneof(
       fc.uint8Array({ maxLength: 200 }).map((bytes) => Buffer.from(bytes)),
       fc.json().map((text) => Buffer.from(`${text}\n`)),
       fc
         .record({
-          cmd: fc.constantFrom('hello', 'status', 'reload', 'abort', 'stop', 'x'),
+          cmd: fc.constantFrom('hello', 'status', 'reload', 'rollback', 'abort', 'order', 'stop', 'x'),
+          to: fc.option(fc.oneof(fc.integer(), fc.double(), fc.constant(null)), { nil: undefined }),
+          what: fc.option(orders, { nil: undefined }),
           drop: fc.option(fc.array(fc.string()), { nil: undefined }),
           wait: fc.option(fc.constantFrom('promoted', 'drained', 1), { nil: undefined }),
           how: fc.option(fc.constantFrom('graceful', 'now', null), { nil: undefined }),
@@ -566,6 +703,16 @@ t.test('hostile clients', async (t) => {
       { numRuns: 150 },
     )
     t.strictSame(warnings, [])
+    const whole = (n: number) => Number.isSafeInteger(n) && Math.abs(n) <= 1024
+    t.ok(
+      face.orders.every((order) =>
+        order.k === 'scale'
+          ? whole(order.to) && order.to >= 1
+          : order.k !== 'scale-by' || (whole(order.by) && order.by !== 0),
+      ),
+      'no order got through that cannot be obeyed',
+    )
+    t.ok(face.rollbacks.every(({ request: { to } }) => to === null || (Number.isSafeInteger(to) && to > 0)))
   })
 })
 
@@ -609,6 +756,21 @@ t.test('the wire', async (t) => {
   t.test('a long unknown command is quoted short', async (t) => {
     const parsed = parseRequest(JSON.stringify({ cmd: '\u001b[2J'.repeat(1000) }))
     t.ok('error' in parsed && parsed.error.length < 200 && !parsed.error.includes('\u001b'))
+  })
+
+  t.test('a status with all that a rollout has comes through as it was', async (t) => {
+    const reply = { status: { ...ROLLING_OUT, lastVerdict: { ...ROLLED_BACK, kind: 'rollback' as const } } }
+    t.strictSame(parseReply(JSON.stringify(reply)), { ok: reply })
+    for (const [key, wrong] of [
+      ['rollout', { ...ROLLOUT, steps: [{ text: 'hold', state: 'soon' }] }],
+      ['rollout', { ...ROLLOUT, accepting: { current: 4 } }],
+      ['parked', { generation: 6, leftMs: null }],
+      ['bootable', ['6']],
+    ] as const) {
+      t.match(parseReply(JSON.stringify({ status: { ...ROLLING_OUT, [key]: wrong } })), {
+        error: /does not know it/,
+      })
+    }
   })
 
   t.test("a newer master's additions are no obstacle", async (t) => {
