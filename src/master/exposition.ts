@@ -319,31 +319,30 @@ export async function exposition(
   return { contentType: registry.contentType, text: await registry.metrics() }
 }
 
+type Settings = ConstructorParameters<typeof Histogram>[0]
+
 /** prom-client's histogram observes one value at a time; ours were counted in the workers. */
 class CountedHistogram extends Histogram {
-  readonly #name: string
+  readonly #settings: Settings
   readonly #totals: readonly GenerationTotals[]
 
-  constructor(settings: ConstructorParameters<typeof Histogram>[0], totals: readonly GenerationTotals[]) {
+  constructor(settings: Settings, totals: readonly GenerationTotals[]) {
     super(settings)
-    this.#name = settings.name
+    this.#settings = settings
     this.#totals = totals
   }
 
-  override async get(): ReturnType<Histogram['get']> {
-    return { ...(await super.get()), values: this.#totals.flatMap((one) => this.#samples(one)) }
+  /** The registry asks for this where a metric has it; `get` is made from it. */
+  getForPromString() {
+    const { name, help } = this.#settings
+    return { name, help, type: 'histogram', values: this.#totals.flatMap((one) => this.#samples(one)) }
   }
 
-  /** The registry asks for this where a metric has it. */
-  getForPromString(): ReturnType<Histogram['get']> {
-    return this.get()
-  }
-
-  #samples(one: GenerationTotals): Awaited<ReturnType<Histogram['get']>>['values'] {
+  #samples(one: GenerationTotals): readonly object[] {
     const labels = byGeneration(one)
     const { below, count } = cumulative(one.latency)
     const sample = (part: string, value: number, more: Labels = {}) => ({
-      metricName: `${this.#name}_${part}`,
+      metricName: `${this.#settings.name}_${part}`,
       labels: { ...labels, ...more },
       value,
     })

@@ -8,8 +8,8 @@
  * - Only this machine can connect: there is no authorisation. A unix socket is open to the master's user and group.
  * - It answers until the master's end: a stop that drains is told by /readyz.
  */
-import http from 'node:http'
-import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { IncomingMessage, Server, ServerResponse } from 'node:http'
+import { createRequire } from 'node:module'
 import { isIP, type AddressInfo } from 'node:net'
 import { exposition } from './exposition.ts'
 import type { Format } from './exposition.ts'
@@ -20,6 +20,10 @@ import type { GenerationTotals, Verdicts } from './totals.ts'
 import { plural } from './words.ts'
 
 export type { GenerationTotals, Verdicts }
+
+// Not `import`: the namespace object of a module of Node's reads every export at once, and one of http's is a getter
+// that loads all of undici (WebSocket). Resident memory: 14 MB on Node 22, 20 MB on Node 26, in place of 3 MB.
+const { createServer } = createRequire(import.meta.url)('node:http') as typeof import('node:http')
 
 export type MetricsListen = { readonly host: string; readonly port: number } | { readonly path: string }
 
@@ -59,7 +63,7 @@ export class MetricsError extends Error {
 /** @throws {MetricsError} the address is in use, is not of this machine, cannot be bound */
 export async function openMetrics(options: MetricsOptions): Promise<Metrics> {
   const { listen, log } = options
-  const server = http.createServer({ maxHeaderSize: LIMITS.headerBytes }, (request, response) => {
+  const server = createServer({ maxHeaderSize: LIMITS.headerBytes }, (request, response) => {
     answer(request, options)
       .catch((error: unknown): Answer => {
         log.warn({ err: error }, `could not answer ${request.url} of the metrics`)
@@ -89,7 +93,7 @@ export async function openMetrics(options: MetricsOptions): Promise<Metrics> {
   }
 }
 
-async function bindPath(server: http.Server, path: string): Promise<() => void> {
+async function bindPath(server: Server, path: string): Promise<() => void> {
   try {
     return await listenAtPath(server, path, LIMITS.socketMode)
   } catch (error) {
@@ -97,7 +101,7 @@ async function bindPath(server: http.Server, path: string): Promise<() => void> 
   }
 }
 
-async function bindPort(server: http.Server, { host, port }: { host: string; port: number }) {
+async function bindPort(server: Server, { host, port }: { host: string; port: number }) {
   const address = addressOf({ address: host, port })
   if (!isLoopback(host)) {
     throw failure(
