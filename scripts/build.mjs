@@ -37,12 +37,12 @@ async function bundle(options) {
 // master cannot mix versions. Some of them are CommonJS and need a `require`.
 const require = `import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);`
 const jsonSchemaMaker = `dist/.jsonschema.${process.pid}.mjs`
-// Files of their own: what is loaded only on a terminal, and what only `usr2 drill` loads.
-const APART = { 'pretty.ts': './pretty.mjs', 'cli-drill.ts': './drill.mjs' }
+// Files of their own: what is loaded only on a terminal, only with --metrics, and only by `usr2 drill`.
+const APART = { 'pretty.ts': './pretty.mjs', 'metrics.ts': './metrics.mjs', 'cli-drill.ts': './drill.mjs' }
 const apart = {
   name: 'apart',
   setup: ({ onResolve }) =>
-    onResolve({ filter: /\/(pretty|cli-drill)\.ts$/ }, ({ kind, path }) =>
+    onResolve({ filter: /\/(pretty|metrics|cli-drill)\.ts$/ }, ({ kind, path }) =>
       kind === 'entry-point' ? null : { path: APART[path.replace(/.*\//, '')], external: true },
     ),
 }
@@ -59,6 +59,13 @@ await Promise.all([
     entryPoints: ['src/master/pretty.ts'],
     outfile: 'dist/pretty.mjs',
     format: 'esm',
+    banner: { js: require },
+  }),
+  bundle({
+    entryPoints: ['src/master/metrics.ts'],
+    outfile: 'dist/metrics.mjs',
+    format: 'esm',
+    minifySyntax: true,
     banner: { js: require },
   }),
   bundle({

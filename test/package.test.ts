@@ -61,6 +61,7 @@ t.test('the packages hold what is needed, and nothing else', async (t) => {
     'dist/index.d.cts',
     'dist/index.d.mts',
     'dist/index.mjs',
+    'dist/metrics.mjs',
     'dist/preload.cjs',
     'dist/pretty.mjs',
     'package.json',
