@@ -21,10 +21,12 @@ import { keepPaths } from './keep-path.ts'
 import { Ledger } from './ledger.ts'
 import { prepareLeadership } from './leadership.ts'
 import { connectLink } from './link.ts'
+import { prepareProbes } from './probe.ts'
 import { shutDownApp } from './shutdown.ts'
 import { keepSignals } from './signals.ts'
 import { shareTlsTickets } from './tls-tickets.ts'
 import { watchUpgrades } from './upgraded.ts'
+import { warmUp } from './warm-up.ts'
 
 const COUNTS_EVERY_MS = 1_000
 
@@ -52,9 +54,13 @@ function start(config: GuestConfig): void {
     generation: config.generation,
     slot: config.slot,
     leadership,
-    ready: () => link.send({ t: 'ready' }),
+    ready() {
+      probes.heardReady()
+      link.send({ t: 'ready' })
+    },
     warn,
   })
+  const probes = prepareProbes({ servers, functions: app.probes, send: link.send })
   let times = config.times
 
   const claims = claimListeners({
@@ -132,6 +138,10 @@ function start(config: GuestConfig): void {
         return leadership.lead()
       case 'step-down':
         return leadership.stepDown()
+      case 'probe':
+        return probes.answer(message)
+      case 'warm-up':
+        return void warmUp(message, servers).then(link.send)
       case 'exit':
         return process.exit(1)
       case 'ticket-keys':
