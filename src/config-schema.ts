@@ -140,6 +140,16 @@ export const schema = v.strictObject({
     right: 'close, wait or ignore',
     value: 'HOW',
   }),
+  statistics: documented(
+    v.optional(
+      v.pipe(
+        v.picklist(['on', 'off']),
+        v.transform((given) => given === 'on'),
+      ),
+      'on',
+    ),
+    { means: 'count and time the requests of each worker: on or off', right: 'on or off', value: 'on|off' },
+  ),
   minUptime: time('30s', 'a worker ready for this long has its deaths forgotten'),
   maxRestarts: count(8, 0, 'deaths in a row, of every slot, before usr2 gives up'),
   maxDraining: count(2, 1, 'old generations that may drain at once'),

@@ -56,6 +56,8 @@ export interface Config {
   /** What the app's `keepAliveTimeout` is raised to; null: it stays as it is. */
   readonly keepAliveTimeoutMs: number | null
   readonly websocketDrain: 'close' | 'wait' | 'ignore'
+  /** Whether workers count and time their requests. */
+  readonly statistics: boolean
   readonly minUptimeMs: number
   readonly maxRestarts: number
   readonly maxDraining: number

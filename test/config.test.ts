@@ -42,6 +42,7 @@ void t.test('an entry alone is enough: defaults', async (t) => {
     killTimeoutMs: 5_000,
     keepAliveTimeoutMs: null,
     websocketDrain: 'close',
+    statistics: true,
     minUptimeMs: 30_000,
     maxRestarts: 8,
     maxDraining: 2,

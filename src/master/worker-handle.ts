@@ -146,6 +146,7 @@ export class WorkerHandle {
       times: { drainTimeoutMs, shutdownTimeoutMs },
       keepAliveTimeoutMs: pinned.config.keepAliveTimeoutMs,
       websocketDrain,
+      statistics: pinned.config.statistics,
       pwd: pinned.pwd,
     }
     return {

@@ -24,6 +24,7 @@ import { connectLink } from './link.ts'
 import { prepareProbes } from './probe.ts'
 import { shutDownApp } from './shutdown.ts'
 import { keepSignals } from './signals.ts'
+import { recordStatistics } from './statistics.ts'
 import { shareTlsTickets } from './tls-tickets.ts'
 import { watchUpgrades } from './upgraded.ts'
 import { warmUp } from './warm-up.ts'
@@ -43,6 +44,15 @@ function start(config: GuestConfig): void {
   refuseCluster()
   const failures = reportFailures(link)
   const ledger = new Ledger()
+  const statistics = config.statistics
+    ? recordStatistics({
+        ledger,
+        everyMs: COUNTS_EVERY_MS,
+        send: (statistics) => link.send({ t: 'statistics', statistics }),
+      })
+    : null
+  // What was answered since the last tick.
+  if (statistics) process.on('exit', statistics.tell)
   const http1 = softenHttp1()
   const http2 = watchHttp2(ledger)
   const tickets = shareTlsTickets(link)
@@ -73,7 +83,7 @@ function start(config: GuestConfig): void {
       if (key !== undefined) tickets.share(server, key)
       http1.guard(server)
       http2.watch(server)
-      watchUpgrades(server)
+      watchUpgrades(server, statistics?.upgraded)
       if (config.keepAliveTimeoutMs !== null) raiseKeepAlive(server, config.keepAliveTimeoutMs)
       // After the app has had its turn to set `keepAliveTimeout`. One worker says it for all.
       if (config.slot === 0) setImmediate(() => warnOfPromise(server, config.times.drainTimeoutMs, warn))
@@ -170,6 +180,7 @@ function start(config: GuestConfig): void {
 
   let last = ''
   setInterval(() => {
+    statistics?.tick()
     if (drain.phase !== 'serving') link.send({ t: 'holding', holding: drain.holding() })
     const counts = ledger.counts()
     const text = JSON.stringify(counts)
