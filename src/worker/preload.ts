@@ -22,6 +22,7 @@ import { Ledger } from './ledger.ts'
 import { prepareLeadership } from './leadership.ts'
 import { connectLink } from './link.ts'
 import { prepareProbes } from './probe.ts'
+import { watchRotation } from './rotation.ts'
 import { shutDownApp } from './shutdown.ts'
 import { keepSignals } from './signals.ts'
 import { recordStatistics } from './statistics.ts'
@@ -90,6 +91,7 @@ function start(config: GuestConfig): void {
     },
   })
 
+  const rotation = watchRotation(http1, http2, servers)
   const udp = claimUdp(link, warn)
   const drain = prepareDrain({
     ledger,
@@ -159,6 +161,7 @@ function start(config: GuestConfig): void {
       default:
         if (message.t === 'withdraw') app.withdrawn()
         claims.handle(message)
+        if (message.t === "withdraw" && claims.any) rotation.changed(claims.accepting)
         return udp.handle(message)
     }
   })
@@ -173,7 +176,9 @@ function start(config: GuestConfig): void {
     // the master for that address before this worker has gone. And an app that binds a datagram socket may send.
     if (socket.kind === 'udp') udp.receive(socket, order)
     else claims.receive(socket, order)
-    if (order.purpose === 'open') app.granted()
+    if (order.purpose !== 'open') return
+    if (claims.any) rotation.changed(claims.accepting)
+    app.granted()
   })
   // The master died: nobody will replace this worker, and its listeners may be bound anew by the next master.
   link.onLost(() => drain.begin(times))
