@@ -92,7 +92,7 @@ export function wrongSteps(steps: readonly WrittenStep[]): string | undefined {
   const shares = steps.filter((step) => step.k === 'share').map(({ percent }) => percent)
   const notRising = shares.findIndex((share, at) => at > 0 && share <= (shares[at - 1] ?? 0))
   if (notRising !== -1) {
-    return `a list of shares that rise, where ${shares[notRising]}% does not follow ${shares[notRising - 1]}%`
+    return `a list of shares that rise, and ${shares[notRising]}% comes after ${shares[notRising - 1]}%`
   }
   if (steps.length + (shares.at(-1) === 100 ? 0 : 1) > MAX_STEPS)
     return `a list of at most ${MAX_STEPS} steps`

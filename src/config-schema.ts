@@ -197,7 +197,7 @@ export const schema = v.strictObject({
     value: 'WHAT',
   }),
   startup: probe('startup', 'until it passes, no other probe is asked'),
-  readiness: probe('readiness', '/path, tcp, tcp:PORT or message: a worker gets traffic while it passes'),
+  readiness: probe('readiness', 'a worker gets traffic while it passes'),
   liveness: probe('liveness', 'a worker that fails it is replaced', 'event-loop, a minute'),
   warmUp: documented(v.optional(shapes.warmUp()), {
     means: 'requests to a worker before it gets traffic: so many of /, or 10 of each path',
@@ -298,7 +298,8 @@ export function usage(command: string): string {
     ]),
     '',
     'In parentheses: what holds when an option is not given. --drain-timeout is also "drainTimeout" in the config',
-    'file and USR2_DRAIN_TIMEOUT in the environment. A TIME is 500ms, 30s, 5m or 1h.',
+    'file and USR2_DRAIN_TIMEOUT in the environment. A TIME is 500ms, 30s, 5m or 1h. A PROBE is',
+    '/path, tcp, tcp:PORT, message, event-loop or none.',
     '',
   ].join('\n')
 }

@@ -33,12 +33,15 @@ export const secondsOf = () =>
     whole(0, MAX_TIME_MS),
   )
 
-/** The rest of a pipe: what `parse` makes of the value; undefined: the value is refused. */
-function parsed<Given, Made>(parse: (given: Given) => Made | undefined, message?: string) {
+/**
+ * The rest of a pipe: what `parse` makes of the value; undefined: the value is refused, with a message, or else with
+ * what is documented as right for the key.
+ */
+function parsed<Given, Made>(parse: (given: Given) => Made | undefined, message = '') {
   return v.rawTransform<Given, Made>(({ dataset, addIssue, NEVER }) => {
     const made = parse(dataset.value)
     if (made !== undefined) return made
-    addIssue(message === undefined ? undefined : { message })
+    addIssue({ message })
     return NEVER
   })
 }
@@ -68,6 +71,10 @@ function structure<const Entries extends v.ObjectEntries>(entries: Entries) {
   return v.strictObject(entries, (issue) => (issue.expected === 'never' ? names.join(' ') : named(names)))
 }
 
+/** Whether it is about a rule of ours that has a message, rather than about the shape of the value. */
+export const isRule = (issue: v.BaseIssue<unknown>): boolean =>
+  issue.type === 'raw_transform' && issue.message !== ''
+
 /** Of an issue about an unknown key: the known ones; undefined: it is about something else. */
 export function knownKeys(issue: v.BaseIssue<unknown>): readonly string[] | undefined {
   return issue.type === 'strict_object' && issue.expected === 'never' ? issue.message.split(' ') : undefined
@@ -78,7 +85,10 @@ const atLeast = (min: number) => right(`a whole number of at least ${min}`, whol
 const yes = () => right('true', v.literal(true))
 const port = () => whole(1, 65_535)
 const urlPath = () =>
-  right('a path that begins with a slash', v.pipe(v.string(), v.regex(/^\/[\x21-\x7e]*$/), v.maxLength(1024)))
+  right(
+    'a path that begins with a slash, without spaces',
+    v.pipe(v.string(), v.regex(/^\/[\x21-\x7e]*$/), v.maxLength(1024)),
+  )
 
 const limit = () =>
   v.pipe(
@@ -229,7 +239,7 @@ const command = () =>
     right(
       COMMAND,
       v.pipe(
-        v.union([text(), v.pipe(v.tupleWithRest([text()], v.pipe(v.string(), v.regex(/^[^\u0000]*$/))))]),
+        v.union([text(), v.pipe(v.array(v.pipe(v.string(), v.regex(/^[^\u0000]*$/))), v.minLength(1))]),
         v.transform((given): HookSpec => ({
           command: typeof given === 'string' ? ['/bin/sh', '-c', given] : given,
         })),

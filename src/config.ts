@@ -25,7 +25,7 @@ import {
   variableOf,
 } from './config-schema.ts'
 import type { Key, OuterKey } from './config-schema.ts'
-import { knownKeys } from './config-shapes.ts'
+import { isRule, knownKeys } from './config-shapes.ts'
 import { nearest } from './config-values.ts'
 import { PROBES } from './rollout/state.ts'
 import type { Amount, Analysis, Hook, ProbeKind, Step } from './rollout/state.ts'
@@ -395,9 +395,11 @@ function planOf(output: Output, givens: KeyGivens): Plan {
   }
   const { maxSurge = rollout.surgeOf(strategy), maxUnavailable = rollout.unavailableOf(strategy) } = output
   if (maxSurge.n === 0 && maxUnavailable.n === 0) {
-    const { where = flagOf('maxSurge') } = givens.maxSurge ?? {}
-    const { where: other = `${flagOf('maxUnavailable')}, not given,` } = givens.maxUnavailable ?? {}
-    complaints.push(`${where} and ${other} are both 0: no worker could ever be replaced; raise one of them.`)
+    const said = (key: 'maxSurge' | 'maxUnavailable') =>
+      givens[key] === undefined ? `${flagOf(key)} is not given, which means 0` : `${givens[key].where} is 0`
+    complaints.push(
+      `${said('maxSurge')}, and ${said('maxUnavailable')}: no worker could ever be replaced; raise one of them.`,
+    )
   }
   const replaced = strategy === 'rolling' ? 'drained' : 'parked'
   return { rollout: { strategy, steps, maxSurge, maxUnavailable, replaced }, complaints, warnings }
@@ -429,23 +431,20 @@ interface Wrong {
   readonly path: readonly (string | number)[]
 }
 
-/** What an issue is really about: of a union's alternatives the one that got furthest into the value. */
+/** What an issue is really about: of a union's alternatives the one that the value came nearest to. */
 function deepest(issue: BaseIssue<unknown>): Wrong {
   const path = (issue.path ?? []).map(({ key }) => key as string | number)
-  const within = (issue.issues ?? []).map(deepest)
-  const best = within.toSorted((a, b) => b.path.length - a.path.length)[0]
-  return best === undefined || best.path.length === 0
-    ? { issue, path }
-    : { issue: best.issue, path: [...path, ...best.path] }
+  const nearness = (wrong: Wrong) => wrong.path.length || (isRule(wrong.issue) ? 0.5 : 0)
+  const alternatives = (issue.issues ?? []).map(deepest).filter((wrong) => nearness(wrong) > 0)
+  const best = alternatives.toSorted((a, b) => nearness(b) - nearness(a))[0]
+  return best === undefined ? { issue, path } : { issue: best.issue, path: [...path, ...best.path] }
 }
 
 /** Where, what was given there, and what would be right. */
 function complaintOf(key: Key, given: Given, about: BaseIssue<unknown>): string {
   const { issue, path: full } = deepest(about)
   const path = full.slice(1).map((name) => (typeof name === 'number' ? `[${name}]` : `.${name}`))
-  // A rule of ours about a whole value says which of several it is.
-  const ofRule = path.length === 0 && issue.type === 'raw_transform' && !issue.message.startsWith('Invalid')
-  const right = path.length > 0 || ofRule ? `it must be ${issue.message}.` : mustBe(key)
+  const right = path.length > 0 || isRule(issue) ? `it must be ${issue.message}.` : mustBe(key)
   if (given.inner === undefined || typeof given.raw === 'string') {
     const whole = `${given.where} is ${show(given.raw)}`
     const isPart = path.length > 0 && (typeof issue.input === 'string' || typeof issue.input === 'number')
@@ -455,9 +454,13 @@ function complaintOf(key: Key, given: Given, about: BaseIssue<unknown>): string 
   }
   const where = given.inner(path.join(''))
   const known = knownKeys(issue)
-  if (known === undefined) return `${where} is ${show(issue.input)}; ${right}`
+  if (known === undefined) {
+    const raw = full.slice(1).reduce<unknown>((outer, name) => Object(outer)[name] as unknown, given.raw)
+    return `${where} is ${raw === undefined ? 'not given' : show(raw)}; ${right}`
+  }
   const guess = nearest(String(full.at(-1)), known)
-  return `${where} is no key of usr2${guess === undefined ? `; known there are ${known.join(', ')}.` : `; did you mean "${guess}"?`}`
+  const hint = guess === undefined ? `known there are ${known.join(', ')}.` : `did you mean "${guess}"?`
+  return `${where} is no key of usr2; ${hint}`
 }
 
 function tooLong(given: Given | undefined): readonly string[] {
