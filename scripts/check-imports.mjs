@@ -62,6 +62,7 @@ const rules = [
       /^src\/cli(-[\w-]+)?\.ts$/,
       /^src\/config(-\w+)?\.ts$/,
       /^src\/master\//,
+      /^src\/rollout\/state\.ts$/,
       /^src\/drill\//,
       /^src\/address\.ts$/,
     ],

@@ -6,6 +6,13 @@ import { isListenerKey } from './address.ts'
 import { NAME, NAME_RULE, parseDuration } from './config.ts'
 import { FLAGS } from './config-schema.ts'
 import { MAX_TIME_MS, nearest } from './config-values.ts'
+import { MAX_SLOTS } from './master/control-wire.ts'
+
+/** What a value must be: the rule in words, and whether a text keeps it. */
+export interface Rule {
+  readonly says: string
+  readonly keeps: (text: string) => boolean
+}
 
 export interface Option {
   /** With its dashes. */
@@ -14,13 +21,15 @@ export interface Option {
   readonly value?: string
   readonly many?: boolean
   readonly means: string
-  /** What a value must be, where not anything will do: the rule, and whether a text keeps it. */
-  readonly rule?: { readonly says: string; readonly keeps: (text: string) => boolean }
+  /** Where not anything will do. */
+  readonly rule?: Rule
 }
 
 export interface Command {
   readonly name: string
   readonly summary: string
+  /** The one argument that it must have beside its options. */
+  readonly positional?: { readonly value: string; readonly means: string; readonly rule: Rule }
   readonly options: readonly Option[]
   /** What follows the options in the help. */
   readonly notes: readonly string[]
@@ -38,7 +47,7 @@ const NAMED: Option = {
   rule: { says: NAME_RULE, keeps: (text) => NAME.test(text) },
 }
 const JSON_OUT: Option = { flag: '--json', means: 'JSON on stdout instead of text' }
-export const BOUND_TIME = {
+export const BOUND_TIME: Rule = {
   says: 'a time above 0, such as 500ms, 30s, 5m or 1h',
   keeps: (text: string) => {
     const ms = parseDuration(text)
@@ -46,19 +55,33 @@ export const BOUND_TIME = {
   },
 }
 
+const TIMEOUT: Option = {
+  flag: '--timeout',
+  value: 'TIME',
+  means: 'abort the rollout when it takes longer',
+  rule: BOUND_TIME,
+}
+const WAIT: Option = {
+  flag: '--wait',
+  value: 'WHAT',
+  means: 'promoted (default), or drained: until the last old worker has gone',
+  rule: { says: 'promoted or drained', keeps: (text) => text === 'promoted' || text === 'drained' },
+}
+const WATCH: Option = { flag: '--watch', means: 'draw it on the terminal, anew every second' }
+
+const FOLLOWING = [
+  'Exit status: 0 promoted; 1 rolled back, refused or overtaken, with the reason; 2 bad usage; 3 no master',
+  'answers; 4 the master was lost before the verdict. Ctrl-C leaves the rollout to itself; TERM aborts it.',
+]
+
 export const RELOAD: Command = {
   name: 'reload',
   summary: 'start a new generation from the code on disk and wait for the verdict',
   options: [
     CONTROL,
     NAMED,
-    { flag: '--timeout', value: 'TIME', means: 'abort the rollout when it takes longer', rule: BOUND_TIME },
-    {
-      flag: '--wait',
-      value: 'WHAT',
-      means: 'promoted (default), or drained: until the last old worker has gone',
-      rule: { says: 'promoted or drained', keeps: (text) => text === 'promoted' || text === 'drained' },
-    },
+    TIMEOUT,
+    WAIT,
     {
       flag: '--drop',
       value: 'KEY',
@@ -69,11 +92,92 @@ export const RELOAD: Command = {
         keeps: isListenerKey,
       },
     },
+    WATCH,
+    JSON_OUT,
+  ],
+  notes: FOLLOWING,
+}
+
+export const ROLLBACK: Command = {
+  name: 'rollback',
+  summary: 'go back to an earlier generation and wait for the verdict',
+  options: [
+    CONTROL,
+    NAMED,
+    {
+      flag: '--to',
+      value: 'N',
+      means: 'the generation to go back to (default: the one before the current)',
+      rule: { says: 'the number of a generation', keeps: (text) => /^[1-9]\d{0,8}$/.test(text) },
+    },
+    TIMEOUT,
+    WAIT,
+    WATCH,
     JSON_OUT,
   ],
   notes: [
-    'Exit status: 0 promoted; 1 rolled back, refused or overtaken, with the reason; 2 bad usage; 3 no master',
-    'answers; 4 the master was lost before the verdict. Ctrl-C leaves the rollout to itself; TERM aborts it.',
+    'A parked generation answers again within milliseconds; any other is booted again from its own version.',
+    '"usr2 status" lists both.',
+    '',
+    ...FOLLOWING,
+  ],
+}
+
+const ORDERED = [
+  'Exit status: 0 done; 1 refused, with the reason; 2 bad usage; 3 no master answers; 4 the master was lost',
+  'before it answered. The outcome of the rollout goes to whoever asked for it; "usr2 status --watch" shows it.',
+]
+
+export const PROMOTE: Command = {
+  name: 'promote',
+  summary: 'end the hold or the pause that a rollout is in',
+  options: [
+    CONTROL,
+    NAMED,
+    { flag: '--full', means: 'every hold and analysis that is to come, too' },
+    JSON_OUT,
+  ],
+  notes: ORDERED,
+}
+
+export const PAUSE: Command = {
+  name: 'pause',
+  summary: 'stop a rollout where it is, once it has reached this share',
+  options: [CONTROL, NAMED, JSON_OUT],
+  notes: ORDERED,
+}
+
+export const RESUME: Command = {
+  name: 'resume',
+  summary: 'let a paused rollout go on',
+  options: [CONTROL, NAMED, JSON_OUT],
+  notes: ORDERED,
+}
+
+export const ABORT: Command = {
+  name: 'abort',
+  summary: 'end a rollout as if it had not begun',
+  options: [CONTROL, NAMED, JSON_OUT],
+  notes: ORDERED,
+}
+
+export const SCALE: Command = {
+  name: 'scale',
+  summary: 'run more workers, or fewer',
+  positional: {
+    value: 'N|+N|-N',
+    means: 'so many workers, or so many more or fewer',
+    rule: {
+      says: `a number of workers from 1 to ${MAX_SLOTS}, or a change such as +1 or -2`,
+      keeps: (text) => /^[+-]?\d{1,4}$/.test(text) && between(1, Math.abs(Number(text)), MAX_SLOTS),
+    },
+  },
+  options: [CONTROL, NAMED, JSON_OUT],
+  notes: [
+    'Workers that are too many drain. It holds until the next change of "workers" in the configuration.',
+    '',
+    'Exit status: 0 done; 1 refused, with the reason; 2 bad usage; 3 no master answers; 4 the master was lost',
+    'before it answered.',
   ],
 }
 
@@ -84,9 +188,14 @@ export const STATUS: Command = {
     CONTROL,
     NAMED,
     { flag: '--drain', means: 'what old workers did with their connections, and what still holds them' },
+    WATCH,
     JSON_OUT,
   ],
-  notes: ['Exit status: 0 every slot is ready; 1 degraded; 2 bad usage; 3 no master answers.'],
+  notes: [
+    'With --json --watch: a line of JSON every second, also where there is no terminal.',
+    '',
+    'Exit status: 0 every slot is ready; 1 degraded; 2 bad usage; 3 no master answers.',
+  ],
 }
 
 export const STOP: Command = {
@@ -117,6 +226,8 @@ export interface Arguments {
   one(flag: string): string | undefined
   many(flag: string): readonly string[]
   has(flag: string): boolean
+  /** Of a command that has one; empty where it is missing, which is a complaint. */
+  readonly positional: string
   readonly help: boolean
   /** Whole sentences, one for each thing that is wrong. */
   readonly complaints: readonly string[]
@@ -126,11 +237,25 @@ export interface Arguments {
 export function parseArguments(command: Command, argv: readonly string[]): Arguments {
   const values = new Map<string, string[]>()
   const complaints: string[] = []
+  const { positional } = command
   let help = false
+  let given: string | null = null
   for (let at = 0; at < argv.length; at++) {
     const argument = argv[at] ?? ''
     if (argument === '--help' || argument === '-h') {
       help = true
+      continue
+    }
+    // `usr2 scale -1`: a number below zero is no option.
+    if (positional !== undefined && (!argument.startsWith('-') || positional.rule.keeps(argument))) {
+      if (given !== null) {
+        complaints.push(
+          `"usr2 ${command.name}" takes one ${positional.value}, not also ${JSON.stringify(argument)}.`,
+        )
+      } else if (!positional.rule.keeps(argument)) {
+        complaints.push(`${JSON.stringify(argument)} must be ${positional.rule.says}.`)
+      }
+      given ??= argument
       continue
     }
     if (!argument.startsWith('-') || argument === '-') {
@@ -158,13 +283,21 @@ export function parseArguments(command: Command, argv: readonly string[]): Argum
     else if (before !== undefined && !option.many) complaints.push(`${flag} was given twice; give it once.`)
     else values.set(flag, [...(before ?? []), value ?? ''])
   }
+  if (positional !== undefined && given === null) {
+    complaints.push(`"usr2 ${command.name}" needs ${positional.rule.says}.`)
+  }
   return {
     one: (flag) => values.get(flag)?.[0],
     many: (flag) => values.get(flag) ?? [],
     has: (flag) => values.has(flag),
+    positional: given ?? '',
     help,
     complaints,
   }
+}
+
+function between(min: number, value: number, max: number): boolean {
+  return value >= min && value <= max
 }
 
 function wrongValue({ flag, value: placeholder, rule }: Option, value: string | undefined): string | null {
@@ -186,11 +319,12 @@ function unknownFlag(command: Command, flag: string): string {
 }
 
 /** The help text of one command. */
-export function commandUsage({ name, summary, options, notes }: Command): string {
+export function commandUsage({ name, summary, positional, options, notes }: Command): string {
   const rows = options.map(({ flag, value, means }) => [value ? `${flag} ${value}` : flag, means] as const)
+  if (positional !== undefined) rows.unshift([positional.value, positional.means])
   const width = Math.max(...rows.map(([left]) => left.length))
   return [
-    `Usage: usr2 ${name} [options]`,
+    `Usage: usr2 ${name}${positional === undefined ? '' : ` <${positional.value}>`} [options]`,
     '',
     `${summary[0]?.toUpperCase()}${summary.slice(1)}.`,
     '',
@@ -244,7 +378,9 @@ export function splitOptions(command: Command, argv: readonly string[]): Split {
 
 const SUMMARIES: readonly (readonly [string, string])[] = [
   ['run', 'run an app in the foreground: usr2 run server.js'],
-  ...[RELOAD, STATUS, STOP, LS].map(({ name, summary }) => [name, summary] as const),
+  ...[RELOAD, ROLLBACK, PROMOTE, PAUSE, RESUME, ABORT, SCALE, STATUS, STOP, LS].map(
+    ({ name, summary }) => [name, summary] as const,
+  ),
   ['check', 'would this version start? Boots one worker that nobody can reach: usr2 check server.js'],
   ['drill', 'reload an app under load and count what is lost: usr2 drill server.js'],
   ['help', 'this text, or that of one command: usr2 help reload'],

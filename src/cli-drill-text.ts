@@ -1,5 +1,5 @@
 /** What a drill found, as text for people. Pure. */
-import { formatDuration, printable, table } from './cli-status.ts'
+import { formatDuration, printable, table } from './cli-text.ts'
 import type { DrillResult, MixResult } from './drill/options.ts'
 import type { KindResult } from './drill/result.ts'
 import type { Latency } from './drill/tally.ts'

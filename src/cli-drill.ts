@@ -14,7 +14,7 @@ import {
   type Command,
 } from './cli-args.ts'
 import { renderDrill } from './cli-drill-text.ts'
-import { printable } from './cli-status.ts'
+import { printable } from './cli-text.ts'
 import {
   controlCandidates,
   joinAsGiven,

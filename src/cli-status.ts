@@ -1,61 +1,18 @@
-/** What the master says, as text for people: plain ASCII columns, nothing that a terminal would obey. Pure. */
-import type { GenerationStatus, Status, Verdict, WorkerStatus } from './master/face.ts'
+/** What the master says, as text for people: columns of 100 at most, nothing that a terminal would obey. Pure. */
+import { ASCII, renderRollout, type Marks } from './cli-rollout-text.ts'
+import { formatBytes, formatDuration, inOneLine, plural, printable, table } from './cli-text.ts'
+import type { GenerationStatus, ProbeStatus, Status, Verdict, WorkerStatus } from './master/face.ts'
 import { ledgerText } from './master/ledger.ts'
 
-/** `800 ms`, `2.1 s`, `42 s`, `37 min`, `5 h 12 min`, `3 d 4 h`. */
-export function formatDuration(ms: number): string {
-  if (ms < 1000) return `${Math.round(ms)} ms`
-  if (ms < 9950) return `${(ms / 1000).toFixed(1)} s`
-  const s = Math.round(ms / 1000)
-  if (s < 120) return `${s} s`
-  const min = Math.floor(s / 60)
-  if (min < 120) return `${min} min`
-  const h = Math.floor(min / 60)
-  return h < 48 ? `${h} h ${min % 60} min` : `${Math.floor(h / 24)} d ${h % 24} h`
-}
-
-/**
- * Text of others (an app's error, a path) made safe to print: an escape sequence in a crashed worker's message must
- * not repaint the operator's terminal. Line ends and tabs stay.
- */
-export function printable(text: string): string {
-  return text.replace(
-    /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g,
-    (char) => `\\x${char.charCodeAt(0).toString(16).padStart(2, '0')}`,
-  )
-}
-
-export type Align = 'left' | 'right'
-
-/** Columns two spaces apart; the last one is not padded. */
-export function table(
-  columns: readonly (readonly [string, Align])[],
-  rows: readonly (readonly string[])[],
-): string[] {
-  const lines = [columns.map(([title]) => title), ...rows]
-  const widths = columns.map((_, i) => Math.max(...lines.map((line) => line[i]?.length ?? 0)))
-  return lines.map((line) =>
-    columns
-      .map(([, align], i) => {
-        const cell = line[i] ?? ''
-        const width = widths[i] ?? 0
-        return align === 'right' ? cell.padStart(width) : cell.padEnd(width)
-      })
-      .join('  ')
-      .trimEnd(),
-  )
-}
-
-const inOneLine = (text: string) => printable(text).replace(/\s+/g, ' ')
-
 /** `usr2 status`. */
-export function renderStatus(status: Status): string {
+export function renderStatus(status: Status, marks: Marks = ASCII): string {
   const { name, pid, state, slots, ready, uptimeMs, usr2, node, listeners, vacancies } = status
   const lines = [
     `${inOneLine(name)}: ${state}, ${ready} of ${slots} ${plural(slots, 'slot')} ready, pid ${pid}, ` +
       `up ${formatDuration(uptimeMs)} (usr2 ${usr2}, Node ${node.replace(/^v/, '')})`,
   ]
-  if (status.waitsFor !== null) lines.push(`waits for: ${inOneLine(status.waitsFor)}`)
+  if (status.rollout !== null) lines.push('', ...renderRollout(status.rollout, marks))
+  else if (status.waitsFor !== null) lines.push(`waits ${inOneLine(status.waitsFor)}`)
   for (const generation of status.generations) lines.push('', ...renderGeneration(generation))
   lines.push('', listeners.length === 0 ? 'listeners: none' : 'listeners:')
   for (const { key, accepting } of listeners) {
@@ -66,28 +23,63 @@ export function renderStatus(status: Status): string {
     const when = retryInMs > 0 ? `tried again in ${formatDuration(retryInMs)}` : 'being filled'
     lines.push(`  slot ${slot}: ${deaths} ${plural(deaths, 'death')} in a row, ${when}`)
   }
-  if (status.lastVerdict !== null) lines.push('', `last reload: ${renderVerdict(status.lastVerdict)}`)
+  const back = waysBack(status)
+  if (back.length > 0) lines.push('', 'ways back:', ...back)
+  const last = status.lastVerdict
+  if (last !== null) lines.push('', `last ${last.kind}: ${renderVerdict(last)}`)
   return `${lines.join('\n')}\n`
 }
 
+/** What a rollback would go to now. During a rollout the way back is `usr2 abort`. */
+function waysBack({ rollout, parked, bootable }: Status): string[] {
+  if (rollout !== null) return []
+  const lines: string[] = []
+  if (parked !== null) {
+    lines.push(
+      `  generation ${parked.generation}, parked for ${formatDuration(parked.leftMs)} more: usr2 rollback`,
+    )
+  }
+  const others = bootable.filter((id) => id !== parked?.generation)
+  // Without --to it is the parked one, or else the one before the current one.
+  const next = parked === null ? others.slice(0, 1) : []
+  for (const id of next) lines.push(`  generation ${id}, booted again: usr2 rollback`)
+  for (const id of others.slice(next.length)) {
+    lines.push(`  generation ${id}, booted again: usr2 rollback --to ${id}`)
+  }
+  return lines
+}
+
 function renderGeneration({ id, role, version, entry, workers }: GenerationStatus): string[] {
+  const [titles = '', ...rows] = table(
+    [
+      ['  SLOT', 'right'],
+      ['PID', 'right'],
+      ['PHASE', 'left'],
+      ['READY', 'left'],
+      ['UP', 'right'],
+      ['CONNS', 'right'],
+      ['ACTIVE', 'right'],
+      ['REQUESTS', 'right'],
+      ['CUT', 'right'],
+      ['RSS', 'right'],
+    ],
+    workers.map(workerRow),
+  )
   return [
     `generation ${id}, ${role}: version ${inOneLine(version)}, ${inOneLine(entry)}`,
-    ...table(
-      [
-        ['  SLOT', 'right'],
-        ['PID', 'right'],
-        ['PHASE', 'left'],
-        ['UP', 'right'],
-        ['CONNS', 'right'],
-        ['ACTIVE', 'right'],
-        ['REQUESTS', 'right'],
-        ['CUT', 'right'],
-        ['WAITS FOR', 'left'],
-      ],
-      workers.map(workerRow),
-    ),
+    `${titles}  NOTES`,
+    ...rows.flatMap((row, i) => withNotes(row, notesOf(workers[i]))),
   ]
+}
+
+const WIDTH = 100
+
+/** The first note in the row where it fits, the others below. */
+function withNotes(row: string, [first, ...others]: readonly string[]): string[] {
+  if (first === undefined) return [row]
+  const inRow = `${row}  ${first}`
+  const below = inRow.length <= WIDTH ? others : [first, ...others]
+  return [inRow.length <= WIDTH ? inRow : row, ...below.map((note) => `        ${note}`)]
 }
 
 function workerRow(worker: WorkerStatus): string[] {
@@ -95,13 +87,39 @@ function workerRow(worker: WorkerStatus): string[] {
     String(worker.slot),
     worker.pid === null ? '-' : String(worker.pid),
     worker.phase,
+    readiness(worker.probes),
     formatDuration(worker.uptimeMs),
     String(worker.connections),
     String(worker.active),
     String(worker.requests),
     String(worker.ledger.connections.cut),
-    worker.waitsFor === null ? '-' : inOneLine(worker.waitsFor),
+    worker.rssBytes === null ? '-' : formatBytes(worker.rssBytes),
   ]
+}
+
+/** As its probes have it: `-` without any. A readiness probe begins only after the startup probe has passed. */
+function readiness(probes: readonly ProbeStatus[]): string {
+  const telling =
+    probes.find(({ probe }) => probe === 'readiness') ?? probes.find(({ probe }) => probe === 'startup')
+  if (telling === undefined) return '-'
+  return { passing: 'yes', failing: 'no', unknown: 'not yet' }[telling.standing]
+}
+
+/** What is wrong with a worker, and what it waits for. */
+function notesOf(worker: WorkerStatus | undefined): string[] {
+  if (worker === undefined) return []
+  const { probes, tired, waitsFor } = worker
+  const notes = probes.flatMap(noteOf)
+  if (tired !== null) notes.push(`tired, to be replaced: ${inOneLine(tired)}`)
+  if (waitsFor !== null) notes.push(`waits ${inOneLine(waitsFor)}`)
+  return notes
+}
+
+/** A probe that failed, but has not said so often enough yet, is of interest while a worker is waited for. */
+function noteOf({ probe, standing, why }: ProbeStatus): string[] {
+  if (why === '' || standing === 'passing' || (probe === 'liveness' && standing === 'unknown')) return []
+  const what = { startup: 'not started', readiness: 'not ready', liveness: 'not alive' }[probe]
+  return [`${what}: ${inOneLine(why)}`]
 }
 
 /** After that long without a word from a worker that speaks every second, its event loop is blocked. */
@@ -198,8 +216,4 @@ export function renderMasters(
     rows,
   )
   return `${lines.join('\n')}\n`
-}
-
-function plural(count: number, noun: string): string {
-  return count === 1 ? noun : `${noun}s`
 }

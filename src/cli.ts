@@ -11,26 +11,31 @@ import './master/early-signals.ts'
 import { readFileSync } from 'node:fs'
 
 import {
+  ABORT,
   COMMAND_NAMES,
   commandUsage,
   LS,
   mainUsage,
   parseArguments,
+  PAUSE,
+  PROMOTE,
   RELOAD,
+  RESUME,
+  ROLLBACK,
+  SCALE,
   STATUS,
   STOP,
   unknownCommand,
   type Arguments,
   type Command,
 } from './cli-args.ts'
-import {
-  formatDuration,
-  printable,
-  renderDrains,
-  renderMasters,
-  renderStatus,
-  renderVerdict,
-} from './cli-status.ts'
+import { followRollout, type Following } from './cli-follow.ts'
+import { marksFor } from './cli-rollout-text.ts'
+import { BAD_USAGE, complain, fail, refuse, say } from './cli-say.ts'
+import { isTerminal, Screen } from './cli-screen.ts'
+import { renderDrains, renderMasters, renderStatus } from './cli-status.ts'
+import { formatDuration, printable } from './cli-text.ts'
+import { watchStatus } from './cli-watch.ts'
 import {
   controlCandidates,
   controlDirectories,
@@ -43,7 +48,9 @@ import {
   wantsHelp,
 } from './config.ts'
 import {
+  askOrder,
   askReload,
+  askRollback,
   askStatus,
   askStop,
   ControlError,
@@ -53,18 +60,13 @@ import {
   NoMasterError,
   type ControlConnection,
 } from './master/control-client.ts'
-import type { Status, Verdict } from './master/face.ts'
+import type { Status, Wait } from './master/face.ts'
+import type { Order } from './rollout/state.ts'
 
 const OK = 0
 const FAILED = 1
-const BAD_USAGE = 2
 const NO_MASTER = 3
 const MASTER_LOST = 4
-/** 128 + SIGINT, as shells have it. */
-const INTERRUPTED = 130
-
-/** How long an aborted rollout may take to say so. It ends at once, unless others asked for it too. */
-const ABORT_GRACE_MS = 10_000
 
 interface Client {
   readonly args: Arguments
@@ -73,6 +75,12 @@ interface Client {
 
 const CLIENTS: ReadonlyMap<string, readonly [Command, (client: Client) => Promise<number>]> = new Map([
   ['reload', [RELOAD, reload]],
+  ['rollback', [ROLLBACK, rollback]],
+  ['promote', [PROMOTE, promote]],
+  ['pause', [PAUSE, pause]],
+  ['resume', [RESUME, resume]],
+  ['abort', [ABORT, abort]],
+  ['scale', [SCALE, scale]],
   ['status', [STATUS, status]],
   ['stop', [STOP, stop]],
   ['ls', [LS, ls]],
@@ -128,99 +136,100 @@ async function drill(argv: readonly string[]): Promise<number> {
   process.exit(await runDrill(argv))
 }
 
-async function reload({ args, json }: Client): Promise<number> {
+async function reload(client: Client): Promise<number> {
+  const { args } = client
+  return follow(client, (connection, wait) => {
+    const request = { drop: args.many('--drop'), wait }
+    return (watcher) => askReload(connection, request, watcher)
+  })
+}
+
+async function rollback(client: Client): Promise<number> {
+  const to = client.args.one('--to')
+  return follow(client, (connection, wait) => {
+    const request = { to: to === undefined ? null : Number(to), wait }
+    return (watcher) => askRollback(connection, request, watcher)
+  })
+}
+
+async function follow(
+  { args, json }: Client,
+  ask: (connection: ControlConnection, wait: Wait) => Following['ask'],
+): Promise<number> {
   const connection = await find(args)
-  const timeout = args.one('--timeout')
-  const wait = args.one('--wait') === 'drained' ? 'drained' : 'promoted'
-  let verdict: Verdict | null = null
-  let detached = false
+  const drawn = args.has('--watch') && !json && isTerminal(process.stdout, process.env)
+  return followRollout({
+    connection,
+    json,
+    timeout: args.one('--timeout'),
+    picture: drawn ? marksFor(process.env) : null,
+    ask: ask(connection, args.one('--wait') === 'drained' ? 'drained' : 'promoted'),
+  })
+}
 
-  /** Set once the rollout is to end, or the wait for its drain: why, as the end of a sentence. */
-  let gaveUp: string | null = null
-  let grace: NodeJS.Timeout | null = null
-  const giveUp = (why: string) => {
-    if (gaveUp !== null) return
-    gaveUp = why
-    if (verdict !== null) {
-      connection.close() // Promoted already: only the drain was waited for, and that goes on.
-    } else {
-      connection.send({ cmd: 'abort', reason: why })
-      grace = setTimeout(() => connection.close(), ABORT_GRACE_MS)
-    }
-  }
-  const timer =
-    timeout === undefined
-      ? null
-      : setTimeout(() => giveUp(`--timeout ${timeout} expired`), parseDuration(timeout))
-  const onTerm = () => giveUp('the client that asked for it got SIGTERM')
-  const onInt = () => {
-    detached = true
-    connection.close()
-  }
-  process.on('SIGTERM', onTerm).on('SIGINT', onInt)
+async function promote(client: Client): Promise<number> {
+  const full = client.args.has('--full')
+  const done = full
+    ? 'promoted in full: no hold and no analysis that is to come is waited for'
+    : 'promoted: the rollout goes on'
+  return order(client, { k: 'promote', full }, done)
+}
 
-  try {
-    const end = await askReload(
-      connection,
-      { drop: args.many('--drop'), wait },
-      {
-        progress: (progress) => say(json ? JSON.stringify({ progress }) : printable(progress.text)),
-        verdict: (its) => {
-          verdict = its
-          if (grace !== null) clearTimeout(grace)
-          if (json) say(JSON.stringify({ verdict: its }))
-          else if (its.outcome === 'promoted') say(renderVerdict(its))
-          else complain(`usr2: ${renderVerdict(its)}`)
-          // The abort came too late for the rollout; the drain is what is not waited for then.
-          if (gaveUp !== null && its.outcome === 'promoted') connection.close()
-        },
-      },
-    )
-    if (end.drained !== null) {
-      say(json ? JSON.stringify({ drained: end.drained }) : printable(end.drained.text))
-    }
-    if (end.verdict.outcome === 'promoted') return OK
-    if (gaveUp !== null && !end.verdict.text.includes(gaveUp))
-      fail(`The rollout was aborted: ${gaveUp}.`, json)
-    return FAILED
-  } catch (error) {
-    if (!(error instanceof MasterLostError)) throw error
-    const follow = `usr2 status --control ${connection.path}`
-    if (detached) {
-      fail(`Detached; nothing is aborted, the rollout goes on. To follow it: ${follow}`, json)
-      return INTERRUPTED
-    }
-    const promoted = verdict !== null
-    if (gaveUp !== null) {
-      const then = promoted
-        ? 'The new generation is promoted, but the old one has not drained yet and goes on'
-        : 'The rollout was to be aborted, but the master gave no verdict'
-      fail(`${then}: ${gaveUp}. To follow it: ${follow}`, json)
-      return FAILED
-    }
-    const { name, pid } = connection.hello
-    const when = promoted ? 'before the old generation had drained' : 'before the verdict'
-    fail(`The master "${name}" (pid ${pid}) was lost ${when}: ${error.message}. Its log says why.`, json)
-    return MASTER_LOST
-  } finally {
-    process.off('SIGTERM', onTerm).off('SIGINT', onInt)
-    if (timer !== null) clearTimeout(timer)
-    if (grace !== null) clearTimeout(grace)
-  }
+async function pause(client: Client): Promise<number> {
+  return order(client, { k: 'pause' }, 'paused, or will be when this share is reached; usr2 resume goes on')
+}
+
+async function resume(client: Client): Promise<number> {
+  return order(client, { k: 'resume' }, 'resumed: the rollout goes on')
+}
+
+async function abort(client: Client): Promise<number> {
+  return order(client, { k: 'abort' }, 'aborted: the generation before takes all connections')
+}
+
+async function scale(client: Client): Promise<number> {
+  const { positional } = client.args
+  const n = Number(positional)
+  if (/^[+-]/.test(positional)) return order(client, { k: 'scale-by', by: n }, `scaling by ${positional}`)
+  return order(client, { k: 'scale', to: n }, `scaling to ${n}`)
+}
+
+async function order({ args, json }: Client, what: Order, done: string): Promise<number> {
+  const problem = await askOrder(await find(args), what)
+  if (json) say(JSON.stringify(problem === null ? { done: true } : { refused: problem }))
+  else if (problem === null) say(done)
+  else complain(`usr2: ${printable(problem)}`)
+  return problem === null ? OK : FAILED
 }
 
 async function status({ args, json }: Client): Promise<number> {
+  const watch = args.has('--watch')
+  if (watch && !json && !isTerminal(process.stdout, process.env)) {
+    return refuse(['--watch draws on a terminal, and stdout is none; with --json it prints a line a second.'])
+  }
+  const marks = marksFor(process.env)
+  const render = (answer: Status): string =>
+    args.has('--drain') ? renderDrains(answer) : renderStatus(answer, marks)
   const connection = await find(args)
-  let answer: Status
   try {
-    answer = await askStatus(connection)
+    if (watch) {
+      connection.close()
+      const screen = new Screen(process.stdout)
+      const stop = new AbortController()
+      process.stdout.once('error', () => stop.abort())
+      const show = (answer: Status) =>
+        json ? say(JSON.stringify(answer)) : screen.draw(render(answer).trimEnd().split('\n'))
+      await watchStatus(connection.path, show, { signal: stop.signal })
+      return OK
+    }
+    const answer = await askStatus(connection)
+    if (json) say(JSON.stringify(answer))
+    else process.stdout.write(render(answer))
+    return answer.state !== 'stopping' && answer.ready >= answer.slots ? OK : FAILED
   } catch (error) {
     if (error instanceof MasterLostError) throw new NoMasterError(`${connection.path}: ${error.message}.`)
     throw error
   }
-  if (json) say(JSON.stringify(answer))
-  else process.stdout.write(args.has('--drain') ? renderDrains(answer) : renderStatus(answer))
-  return answer.state !== 'stopping' && answer.ready >= answer.slots ? OK : FAILED
 }
 
 async function stop({ args, json }: Client): Promise<number> {
@@ -342,25 +351,6 @@ function placesFromHere(here: string): readonly string[] {
   const fallback = defaultName(here)
   const name = process.env['USR2_NAME'] || (fallback.ok ? fallback.name : undefined)
   return controlCandidates(name, process.env)
-}
-
-function say(line: string): void {
-  process.stdout.write(`${line}\n`)
-}
-
-function complain(line: string): void {
-  process.stderr.write(`${line}\n`)
-}
-
-/** With `--json` an error is a line like the others: who reads JSON reads stdout. */
-function fail(sentence: string, json: boolean): void {
-  if (json) say(JSON.stringify({ error: sentence }))
-  else complain(`usr2: ${printable(sentence)}`)
-}
-
-function refuse(complaints: readonly string[]): number {
-  for (const complaint of complaints) complain(`usr2: ${printable(complaint)}`)
-  return BAD_USAGE
 }
 
 process.exitCode = await main(process.argv.slice(2))

@@ -1,6 +1,4 @@
-import { spawn, type ChildProcess } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -13,37 +11,14 @@ import {
   STATUS as STATUS_COMMAND,
   unknownCommand,
 } from '../src/cli-args.ts'
-import {
-  formatDuration,
-  printable,
-  renderDrains,
-  renderMasters,
-  renderStatus,
-  renderVerdict,
-} from '../src/cli-status.ts'
-import { openControl } from '../src/master/control.ts'
+import { renderDrains, renderMasters, renderStatus, renderVerdict } from '../src/cli-status.ts'
+import { formatDuration, printable } from '../src/cli-text.ts'
 import type { Status, WorkerStatus } from '../src/master/face.ts'
 import { ledgerOf, NO_COUNTS } from '../src/master/ledger.ts'
-import { DRAINED, FakeFace, progress, PROMOTED, ROLLED_BACK, STATUS } from './helpers/fake-face.ts'
+import { fakeMaster as master, scratch, usr2 } from './helpers/client.ts'
+import { DRAINED, progress, PROMOTED, ROLLED_BACK, STATUS } from './helpers/fake-face.ts'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
-const TSX = import.meta.resolve('tsx')
-
-type Tap = Pick<typeof t, 'teardown'>
-
-function scratch(t: Tap): string {
-  const directory = mkdtempSync(join(tmpdir(), 'usr2-'))
-  t.teardown(() => rmSync(directory, { recursive: true, force: true }))
-  return directory
-}
-
-async function master(t: Tap, path = join(scratch(t), 'c.sock'), status: Status = STATUS) {
-  const face = new FakeFace(status)
-  const log = { debug: () => {}, warn: () => {} }
-  const control = await openControl({ path, face, log })
-  t.teardown(() => control.close())
-  return { face, path, control }
-}
 
 const withCuts = (cut: number) =>
   ledgerOf(
@@ -51,40 +26,6 @@ const withCuts = (cut: number) =>
     null,
     'here',
   )
-
-interface Ended {
-  readonly code: number | null
-  readonly signal: string | null
-  readonly stdout: string
-  readonly stderr: string
-}
-
-/** `usr2 …` as its user starts it, with nothing of this test's environment. */
-function usr2(t: Tap, argv: readonly string[], options: { cwd?: string; env?: Record<string, string> } = {}) {
-  const child: ChildProcess = spawn(process.execPath, ['--import', TSX, join(root, 'src/cli.ts'), ...argv], {
-    cwd: options.cwd ?? root,
-    env: { PATH: process.env['PATH'], HOME: tmpdir(), TMPDIR: tmpdir(), ...options.env },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  })
-  t.teardown(() => child.kill('SIGKILL'))
-  let stdout = ''
-  let stderr = ''
-  child.stdout?.on('data', (chunk) => (stdout += chunk))
-  child.stderr?.on('data', (chunk) => (stderr += chunk))
-  const ended = new Promise<Ended>((resolve) => {
-    child.once('close', (code, signal) => resolve({ code, signal, stdout, stderr }))
-  })
-  return {
-    child,
-    ended,
-    /** Until stdout has `text`, or the process has ended. */
-    async says(text: string): Promise<void> {
-      while (!stdout.includes(text) && child.exitCode === null) {
-        await Promise.race([new Promise((resolve) => child.stdout?.once('data', resolve)), ended])
-      }
-    },
-  }
-}
 
 t.test('rendering', async (t) => {
   t.test('durations', async (t) => {
@@ -114,9 +55,9 @@ t.test('rendering', async (t) => {
       `shop: steady, 2 of 2 slots ready, pid 4242, up 3 h 12 min (usr2 0.1.0, Node 20.20.2)
 
 generation 8, current: version 42, /srv/releases/42/server.js
-  SLOT   PID  PHASE     UP  CONNS  ACTIVE  REQUESTS  CUT  WAITS FOR
-     0  4243  ready  3 min     12       1      1200    0  -
-     1  4244  ready  3 min     12       1      1200    0  -
+  SLOT   PID  PHASE  READY     UP  CONNS  ACTIVE  REQUESTS  CUT     RSS  NOTES
+     0  4243  ready  -      3 min     12       1      1200    0  96 MiB
+     1  4244  ready  -      3 min     12       1      1200    0  96 MiB
 
 listeners:
   tcp:[::]:3000  2 workers accepting
@@ -166,7 +107,7 @@ listeners:
       ...STATUS,
       state: 'rolling-out',
       ready: 1,
-      waitsFor: 'generation 9 to be ready',
+      waitsFor: 'for the first generation to serve',
       generations: [
         {
           ...current,
@@ -177,7 +118,7 @@ listeners:
               ...worker,
               phase: 'terminating',
               ledger: withCuts(3),
-              waitsFor: 'its SIGTERM listeners\n\u001b[31m',
+              waitsFor: "for the app's own shutdown\n\u001b[31m",
             },
           ],
         },
@@ -191,8 +132,11 @@ listeners:
       ],
       lastVerdict: ROLLED_BACK,
     })
-    t.match(text, 'waits for: generation 9 to be ready\n')
-    t.match(text, /0 +4243 +terminating +3 min +12 +1 +1200 +3 +its SIGTERM listeners \\x1b\[31m\n/)
+    t.match(text, '\nwaits for the first generation to serve\n')
+    t.match(
+      text,
+      /0 +4243 +terminating +- +3 min +12 +1 +1200 +3 +96 MiB\n {8}waits for the app's own shutdown \\x1b\[31m\n/,
+    )
     t.match(text, /0 +- +booting/)
     t.match(text, 'listeners: none\n')
     t.match(
@@ -294,7 +238,7 @@ t.test('arguments', async (t) => {
   t.match(parseArguments(STATUS_COMMAND, ['--drop', 'x']).complaints, [/"usr2 help status" lists them/])
   t.match(unknownCommand('relaod'), /did you mean "usr2 reload"/)
   t.match(unknownCommand('./server.mjs'), /did you mean "usr2 run \.\/server\.mjs"/)
-  t.match(unknownCommand('frobnicate'), /commands are run, reload, status/)
+  t.match(unknownCommand('frobnicate'), /commands are run, reload, rollback, promote, pause/)
   for (const line of commandUsage(RELOAD).split('\n')) t.ok(line.length <= 110)
 })
 
