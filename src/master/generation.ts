@@ -89,6 +89,29 @@ export async function pinGeneration(config: Config, env: NodeJS.ProcessEnv): Pro
   }
 }
 
+/**
+ * The same version once more, for a rollback that boots it.
+ *
+ * @param pinned of generation `id`, if it is kept
+ * @returns the pin; or why what would boot is not what served then: a deploy in place leaves nothing to go back to
+ */
+export function pinAgain(id: number, pinned: Pinned | undefined): PinResult {
+  if (pinned === undefined) return { ok: false, reasons: [`Nothing is kept of generation ${id}.`] }
+  const { entry, cwd } = pinned
+  const gone = [cwd, entry].find((path) => !existsSync(path))
+  if (gone !== undefined) {
+    const reason = `Generation ${id} cannot be booted again: ${gone} is gone.`
+    return { ok: false, reasons: [reason] }
+  }
+  if (hasChanged(pinned)) {
+    const reason =
+      `Generation ${id} cannot be booted again: ${entry}, its package.json or its lock file has been changed in place since. ` +
+      'Deploy each version into a directory of its own, or keep the previous generation alive with --park-for.'
+    return { ok: false, reasons: [reason] }
+  }
+  return { ok: true, pinned }
+}
+
 /** Whether the code on disk is not what was pinned any more: deployed in place, or gone. */
 export function hasChanged({ entry, fingerprint: pinned }: Pinned): boolean {
   return fingerprint(entry) !== pinned

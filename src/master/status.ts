@@ -26,7 +26,7 @@ import type {
 } from './face.ts'
 import type { Pinned } from './generation.ts'
 import { sumOf } from './ledger.ts'
-import { limitText } from '../limit.ts'
+import { limitText } from '../config.ts'
 import { rssBytes } from './memory.ts'
 import { ownVersion } from './report.ts'
 import type { WorkerHandle } from './worker-handle.ts'

@@ -161,7 +161,7 @@ function start(config: GuestConfig): void {
       default:
         if (message.t === 'withdraw') app.withdrawn()
         claims.handle(message)
-        if (message.t === "withdraw" && claims.any) rotation.changed(claims.accepting)
+        if (message.t === 'withdraw' && claims.any) rotation.changed(claims.accepting)
         return udp.handle(message)
     }
   })
