@@ -2,7 +2,7 @@
  * How new connections spread over N workers: over one socket that they share, as usr2 has it, and over a SO_REUSEPORT
  * socket for each. What that makes of the share of a candidate that has K of them. See README.md beside this file.
  *
- *     node --import tsx scripts/bench/share.ts [--workers 2,4,5] [--means shared,per-slot] [--runs 5]
+ *     node --import tsx scripts/bench/share.ts [--workers 2,4,5] [--means shared,per-slot,turns] [--runs 5]
  *                                              [--apps at-once,cpu,wait] [--loads low,middle,full,burst] [--node PATH] [--json]
  */
 import { parseArgs } from 'node:util'
@@ -19,6 +19,7 @@ import {
   nodeVersion,
   progress,
   serveUsr2,
+  TURNS_PEER,
 } from './bench.ts'
 import { table } from './stats.ts'
 
@@ -29,13 +30,14 @@ const { values: flags } = parseArgs({
     apps: { type: 'string', default: 'at-once,cpu,wait' },
     loads: { type: 'string', default: 'low,middle,full,burst' },
     runs: { type: 'string', default: '5' },
+    'turn-ms': { type: 'string', default: '100' },
     node: { type: 'string', default: process.execPath },
     cli: { type: 'string', default: DEFAULT_CLI },
     json: { type: 'boolean', default: false },
   },
 })
 
-const MEANS = ['shared', 'per-slot'] as const
+const MEANS = ['shared', 'per-slot', 'turns'] as const
 type Means = (typeof MEANS)[number]
 
 const APPS = ['at-once', 'cpu', 'wait'] as const
@@ -103,6 +105,22 @@ async function socketsPerSlot(bench: Bench, workers: number): Promise<Fleet> {
     pids: children.map(({ pid }) => pid),
     end: async () => void (await Promise.all(children.map((child) => child.stop()))),
   }
+}
+
+/** A shared socket whose workers change places in the kernel's queue: see peers/turns.cjs. */
+async function takingTurns(bench: Bench, workers: number): Promise<Fleet> {
+  const port = await freePort()
+  const child = bench.start('peers/turns.cjs', flags.node, [TURNS_PEER], {
+    env: { PORT: `${port}`, WORKERS: `${workers}`, TURN_MS: flags['turn-ms'] },
+  })
+  const { pids } = await child.event(['ready'])
+  return { port, pids: pids as number[], end: () => child.stop() }
+}
+
+const FLEETS: Readonly<Record<Means, (bench: Bench, workers: number) => Promise<Fleet>>> = {
+  shared: sharedSocket,
+  'per-slot': socketsPerSlot,
+  turns: takingTurns,
 }
 
 /** Connections of one run by the worker that answered, in the order in which they began to accept. */
@@ -214,8 +232,7 @@ await bench(async (bench) => {
         progress(`per-slot: NOT MEASURED, Node ${version} has no reusePort`)
         continue
       }
-      const fleet =
-        means === 'shared' ? await sharedSocket(bench, workers) : await socketsPerSlot(bench, workers)
+      const fleet = await FLEETS[means](bench, workers)
       // What is hot is compiled by now in each of them, or nearly.
       for (let at = 0; at < 50 * workers; at++) await ask(fleet.port)
       for (const app of apps) {
