@@ -45,7 +45,7 @@ export function prepareProbes({ servers, functions, send }: ProbesParts): Probes
   let isReady = false
   hearReady(() => (isReady = true))
 
-  const failureOf = ({ kind, target, timeoutMs }: ProbeOrder): Promise<string | null> | string | null => {
+  const failureOf = async ({ kind, target, timeoutMs }: ProbeOrder): Promise<string | null> => {
     if (target.k === 'http') {
       const server = httpServerOf(servers, target.port)
       return typeof server === 'string' ? server : get(server, target, kind, timeoutMs)
@@ -62,7 +62,7 @@ export function prepareProbes({ servers, functions, send }: ProbesParts): Probes
         send({ t: 'probed', id: order.id, failure: failure?.slice(0, MAX_FAILURE) ?? null })
       if (order.target.k === 'event-loop') return answer(null)
       // A server that got its address by the same read of the channel emits 'listening' before that.
-      setImmediate(() => void Promise.resolve(failureOf(order)).then(answer))
+      setImmediate(() => void failureOf(order).then(answer, (error) => answer(wordsOf(error))))
     },
   }
 }
