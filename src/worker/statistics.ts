@@ -95,8 +95,9 @@ const isEndless = (status: number, body: ServerResponse | ServerHttp2Stream): bo
 const QUARTER = 2 ** 31.25
 const HALF = 2 ** 31.5
 const THREE_QUARTERS = 2 ** 31.75
+const FIRST_MS = 0.125
 /** From here on all is in the last bucket (2^17.5 * 0.125 ms), and times 2^16 would not fit into 31 bits. */
-const LAST_MS = 0.125 * 2 ** ((LATENCY_BUCKETS - 2) / 4)
+const LAST_MS = FIRST_MS * 2 ** ((LATENCY_BUCKETS - 2) / 4)
 
 /**
  * The bucket of a latency, as `latencyBoundMs` of the protocol has it, but for the last 2^-13 of a bucket's width.
@@ -104,10 +105,9 @@ const LAST_MS = 0.125 * 2 ** ((LATENCY_BUCKETS - 2) / 4)
  */
 export function bucketOf(tookMs: number): number {
   if (tookMs >= LAST_MS) return LATENCY_BUCKETS - 1
+  if (tookMs < FIRST_MS) return 0
   const units = (tookMs * 2 ** 16) | 0
   const zeros = Math.clz32(units)
-  // Below one unit of 0.125 ms.
-  if (zeros > 18) return 0
   // From 2^31 to 2^32: where in its doubling.
   const mantissa = (units << zeros) >>> 0
   const quarter = mantissa >= HALF ? (mantissa >= THREE_QUARTERS ? 3 : 2) : mantissa >= QUARTER ? 1 : 0

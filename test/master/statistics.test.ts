@@ -140,7 +140,11 @@ t.test('sums agree, whatever the order of messages and exits', async () => {
       })
       const orders: Order[] = [
         ...told.map(({ worker }, at) => ({ worker, at, what: 'sums' as const })),
-        ...[...answered.keys()].map((worker) => ({ worker, at: 0, what: 'exit' as const })),
+        ...[...answered.keys(), ...answered.keys()].map((worker) => ({
+          worker,
+          at: 0,
+          what: 'exit' as const,
+        })),
       ]
       const order = shuffled
         ? orders
