@@ -130,7 +130,7 @@ const ORDERED = [
 
 export const PROMOTE: Command = {
   name: 'promote',
-  summary: 'end the hold or the pause that a rollout is in',
+  summary: 'end the hold, the analysis or the pause that a rollout is in',
   options: [
     CONTROL,
     NAMED,

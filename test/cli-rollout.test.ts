@@ -37,16 +37,17 @@ t.test('a rollout as a person would draw it', async (t) => {
       renderRollout(ROLLOUT, UNICODE).join('\n'),
       `reload r7: generation 8 -> 9, for 3 min
   gen 8 ████████████████░░░░ gen 9   4 of 5 workers | 1 of 5
-  ✓ 20 % of connections: 1 of 5 workers (10 % was asked for)
-  ▸ hold 5 min
-  · 33 % of connections: 2 of 6 workers (30 % was asked for)
-  · 100 % of connections: 4 of 4 workers
-  waits for the end of this hold (at most 2 min more)
+  ✓ 20 % of new connections (1 of 5 workers, 10 % asked for)
+  ▸ analyse 5 times 1 min: errorRate < 1%, p99 < 1.5x, loopDelay < 50ms
+  · 40 % of new connections (2 of 5 workers, 30 % asked for)
+  · hold 5 min
+  · 100 % of new connections (4 of 4 workers)
+  waits for the next measurement (at most 41.0 s more)
   analysis: 3 of 5 measurements, 1 failed (at most 2 may)
-    LIMIT              CANDIDATE  CURRENT  HOLDS
-    errorRate < 1 %        0.2 %    0.1 %  yes
-    p99 < 1.5x            212 ms   120 ms  no
-    loopDelay < 50 ms          -     4 ms  -`,
+    LIMIT             CANDIDATE  CURRENT  HOLDS
+    errorRate < 1%        0.2 %    0.1 %  yes
+    p99 < 1.5x           212 ms   120 ms  no
+    loopDelay < 50ms          -     4 ms  -`,
     )
   })
 
@@ -62,10 +63,11 @@ t.test('a rollout as a person would draw it', async (t) => {
       }).join('\n'),
       `rollback r7: generation 8 -> 9, for 3 min
   gen 8 ################.... gen 9   4 of 5 workers | 1 of 5
-  x 20 % of connections: 1 of 5 workers (10 % was asked for)
-  > hold 5 min
-  - 33 % of connections: 2 of 6 workers (30 % was asked for)
-  - 100 % of connections: 4 of 4 workers
+  x 20 % of new connections (1 of 5 workers, 10 % asked for)
+  > analyse 5 times 1 min: errorRate < 1%, p99 < 1.5x, loopDelay < 50ms
+  - 40 % of new connections (2 of 5 workers, 30 % asked for)
+  - hold 5 min
+  - 100 % of new connections (4 of 4 workers)
   paused: p99 < 1.5x does not hold: \\x1b[2J212 ms, current 120 ms
     usr2 resume: goes on   usr2 promote: skips what is paused   usr2 abort: back to before
   analysis: 0 of 1 measurement, 0 failed (at most 2 may)`,
@@ -448,7 +450,7 @@ t.test('--watch', async (t) => {
     const { path, face } = await fakeMaster(t)
     face.current = ROLLING_OUT
     const client = usr2(t, ['reload', '--watch', '--control', path], { env: ON_A_TERMINAL })
-    await client.says('▸ hold 5 min')
+    await client.says('▸ analyse 5 times')
     face.current = { ...ROLLING_OUT, rollout: { ...ROLLOUT, paused: 'the operator asked for it' } }
     face.reloads[0]?.asker.progress(progress('paused'))
     await client.says('paused\n')
@@ -483,7 +485,7 @@ t.test('--watch', async (t) => {
   t.test('a reload whose master is lost', async (t) => {
     const { path, control } = await fakeMaster(t, undefined, ROLLING_OUT)
     const client = usr2(t, ['reload', '--watch', '--control', path], { env: ON_A_TERMINAL })
-    await client.says('hold 5 min')
+    await client.says('analyse 5 times')
     await control.close()
     t.match(await client.ended, { code: 4, stderr: /was lost before the verdict/ })
   })
@@ -493,7 +495,7 @@ t.test('--watch', async (t) => {
     const client = usr2(t, ['status', '--watch', '--control', path], { env: ON_A_TERMINAL })
     await client.says('shop: steady')
     face.current = ROLLING_OUT
-    await client.says('▸ hold 5 min')
+    await client.says('▸ analyse 5 times')
     client.child.kill('SIGINT')
     const { signal, stdout } = await client.ended
     t.equal(signal, 'SIGINT')
