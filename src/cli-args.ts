@@ -130,7 +130,7 @@ const ORDERED = [
 
 export const PROMOTE: Command = {
   name: 'promote',
-  summary: 'end the hold or the pause that a rollout is in',
+  summary: 'end the hold, the analysis or the pause that a rollout is in',
   options: [
     CONTROL,
     NAMED,
@@ -247,7 +247,7 @@ export function parseArguments(command: Command, argv: readonly string[]): Argum
       continue
     }
     // `usr2 scale -1`: a number below zero is no option.
-    if (positional !== undefined && (!argument.startsWith('-') || positional.rule.keeps(argument))) {
+    if (positional !== undefined && (!argument.startsWith('-') || /^-\d/.test(argument))) {
       if (given !== null) {
         complaints.push(
           `"usr2 ${command.name}" takes one ${positional.value}, not also ${JSON.stringify(argument)}.`,

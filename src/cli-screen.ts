@@ -8,7 +8,7 @@
 
 export interface Terminal {
   write(text: string): unknown
-  /** Undefined where it is not known. */
+  /** 0 or undefined where it is not known. */
   readonly rows?: number
 }
 
@@ -34,7 +34,7 @@ export class Screen {
   /** Puts these lines in the place of the ones before; as many as fit, since what has scrolled away is out of reach. */
   draw(lines: readonly string[]): void {
     const before = this.#picture.length
-    this.#picture = fitting(lines, (this.#terminal.rows ?? 24) - 1)
+    this.#picture = fitting(lines, (this.#terminal.rows || 24) - 1)
     this.#terminal.write(up(before) + this.#drawn())
   }
 
@@ -57,6 +57,6 @@ export class Screen {
 }
 
 function fitting(lines: readonly string[], most: number): readonly string[] {
-  if (lines.length <= most || most < 2) return lines.slice(0, Math.max(most, 1))
+  if (lines.length <= most || most < 2) return lines.slice(0, most)
   return [...lines.slice(0, most - 1), `(${lines.length - most + 1} lines more)`]
 }

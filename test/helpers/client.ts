@@ -59,6 +59,8 @@ export function usr2(
   return {
     child,
     ended,
+    /** What stdout has brought so far. */
+    said: () => stdout,
     /** Until stdout has `text`, or the process has ended. */
     async says(text: string): Promise<void> {
       while (!stdout.includes(text) && child.exitCode === null) {

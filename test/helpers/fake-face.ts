@@ -62,7 +62,7 @@ function worker(slot: number, pid: number): Status['generations'][number]['worke
   }
 }
 
-/** Generation 9 takes over from 8 as a canary: 1 of 5 workers, held, judged. */
+/** Generation 9 takes over from 8 as a canary: 1 of 5 workers, and judged. */
 export const ROLLOUT: RolloutStatus = {
   reload: 'r7',
   kind: 'reload',
@@ -70,12 +70,13 @@ export const ROLLOUT: RolloutStatus = {
   candidate: 9,
   sinceMs: 185_000,
   steps: [
-    { text: '20 % of connections: 1 of 5 workers (10 % was asked for)', state: 'done' },
-    { text: 'hold 5 min', state: 'now' },
-    { text: '33 % of connections: 2 of 6 workers (30 % was asked for)', state: 'to-come' },
-    { text: '100 % of connections: 4 of 4 workers', state: 'to-come' },
+    { text: '20 % of new connections (1 of 5 workers, 10 % asked for)', state: 'done' },
+    { text: 'analyse 5 times 1 min: errorRate < 1%, p99 < 1.5x, loopDelay < 50ms', state: 'now' },
+    { text: '40 % of new connections (2 of 5 workers, 30 % asked for)', state: 'to-come' },
+    { text: 'hold 5 min', state: 'to-come' },
+    { text: '100 % of new connections (4 of 4 workers)', state: 'to-come' },
   ],
-  waitsFor: 'for the end of this hold (at most 2 min more)',
+  waitsFor: 'for the next measurement (at most 41.0 s more)',
   paused: null,
   accepting: { current: 4, candidate: 1 },
   analysis: {
@@ -84,9 +85,9 @@ export const ROLLOUT: RolloutStatus = {
     failed: 1,
     failureLimit: 2,
     findings: [
-      { limit: 'errorRate < 1 %', candidate: '0.2 %', current: '0.1 %', holds: true },
+      { limit: 'errorRate < 1%', candidate: '0.2 %', current: '0.1 %', holds: true },
       { limit: 'p99 < 1.5x', candidate: '212 ms', current: '120 ms', holds: false },
-      { limit: 'loopDelay < 50 ms', candidate: '-', current: '4 ms', holds: null },
+      { limit: 'loopDelay < 50ms', candidate: '-', current: '4 ms', holds: null },
     ],
   },
 }
