@@ -65,6 +65,8 @@ export interface GuestConfig {
   /** What `keepAliveTimeout` of the app's servers is raised to. */
   readonly keepAliveTimeoutMs: number | null
   readonly websocketDrain: WebsocketDrain
+  /** Where Node's inspector would listen after SIGUSR1, which is then not kept (src/master/blocked.ts); null: it is kept. */
+  readonly inspectorPort: number | null
   /** The user's own `$PWD`, not resolved: `./app.sock` is one listener across releases. */
   readonly pwd: string
 }
