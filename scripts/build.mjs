@@ -76,6 +76,7 @@ await Promise.all([
     banner: { js: require },
   }),
   bundle({ entryPoints: ['src/drill/load-main.ts'], outfile: 'dist/drill-load.mjs', format: 'esm' }),
+  bundle({ entryPoints: ['src/master/blocked-main.ts'], outfile: 'dist/blocked.mjs', format: 'esm' }),
   bundle({ entryPoints: ['src/worker/preload.ts'], outfile: 'dist/preload.cjs', format: 'cjs' }),
   bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.mjs', format: 'esm' }),
   bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.cjs', format: 'cjs' }),

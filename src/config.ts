@@ -31,7 +31,6 @@ import { PROBES } from './rollout/state.ts'
 import type { Amount, Analysis, Hook, ProbeKind, Step } from './rollout/state.ts'
 
 export { limitText, parseLimit } from './config-limit.ts'
-export type { MetricsAt } from './config-rollout.ts'
 export * from './config-paths.ts'
 export type { HookSpec, MetricsAt, ProbeSpec, Strategy, WarmUp } from './config-rollout.ts'
 export { usage } from './config-schema.ts'

@@ -67,6 +67,8 @@ export interface GuestConfig {
   readonly websocketDrain: WebsocketDrain
   /** Whether requests are counted and timed for {@link Statistics}. */
   readonly statistics: boolean
+  /** Where Node's inspector would listen after SIGUSR1, which is then not kept (src/master/blocked.ts); null: it is kept. */
+  readonly inspectorPort: number | null
   /** The user's own `$PWD`, not resolved: `./app.sock` is one listener across releases. */
   readonly pwd: string
 }

@@ -53,6 +53,7 @@ t.test('the packages hold what is needed, and nothing else', async (t) => {
   t.same(usr2.files.map(({ path }) => path).sort(), [
     'LICENSE',
     'README.md',
+    'dist/blocked.mjs',
     'dist/cli.mjs',
     'dist/config.schema.json',
     'dist/drill-load.mjs',

@@ -190,7 +190,7 @@ function canWrite(directory: string): boolean {
 }
 
 /**
- * A directory of this master's own beside its control socket, with a copy of the guest: an `npm ci` or an upgrade
+ * A directory of this master's own beside its control socket, with a copy of the guest and of the helper that looks into blocked workers: an `npm ci` or an upgrade
  * on disk never mixes versions. What a killed master of the same name left is swept.
  */
 function makeRuntimeDirectory(control: string, name: string): string {
@@ -204,7 +204,7 @@ function makeRuntimeDirectory(control: string, name: string): string {
   rmSync(directory, { recursive: true, force: true })
   mkdirSync(directory, { mode: 0o755 })
   try {
-    copyFileSync(guestFile(), join(directory, 'preload.cjs'))
+    for (const name of ['preload.cjs', 'blocked.mjs']) copyFileSync(builtFile(name), join(directory, name))
   } catch (error) {
     rmSync(directory, { recursive: true, force: true })
     throw error
@@ -213,6 +213,6 @@ function makeRuntimeDirectory(control: string, name: string): string {
 }
 
 /** Beside the built CLI. */
-function guestFile(): string {
-  return join(dirname(fileURLToPath(import.meta.url)), 'preload.cjs')
+function builtFile(name: string): string {
+  return join(dirname(fileURLToPath(import.meta.url)), name)
 }

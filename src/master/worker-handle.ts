@@ -37,6 +37,8 @@ export interface WorkerParts {
   /** The guest's file. */
   readonly preload: string
   readonly known: readonly KnownListener[]
+  /** Of the {@link StackReader}; default: nobody is to look into it. */
+  readonly inspectorPort?: number | null
   /** A descriptor of ours for its stdout; default: our own stdout. */
   readonly stdout?: number
   onMessage(worker: WorkerHandle, message: FromWorker): void
@@ -165,6 +167,7 @@ export class WorkerHandle {
       keepAliveTimeoutMs: pinned.config.keepAliveTimeoutMs,
       websocketDrain,
       statistics: pinned.config.statistics,
+      inspectorPort: this.parts.inspectorPort ?? null,
       pwd: pinned.pwd,
     }
     return {

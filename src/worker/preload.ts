@@ -129,7 +129,8 @@ function start(config: GuestConfig): void {
   // One worker watches for all.
   if (config.slot === 0) watchProxies({ ledger, isServing: () => drain.phase === 'serving', warn })
 
-  const signals = keepSignals((signal) => {
+  if (config.inspectorPort !== null) process.debugPort = config.inspectorPort
+  const signals = keepSignals(config.inspectorPort !== null, (signal) => {
     if (signal !== 'SIGTERM' || drain.phase !== 'serving') return
     // Whoever sends TERM to one worker wants it gone: the master starts its successor first.
     if (link.connected) link.send({ t: 'signalled', signal })
