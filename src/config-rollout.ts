@@ -45,12 +45,9 @@ export function probeFromText(text: string): unknown {
   const port = /^tcp:(\d+)$/.exec(text)?.[1]
   if (text.startsWith('/')) return { http: { path: text } }
   if (port !== undefined) return { tcp: Number(port) }
-  const known: Readonly<Record<string, unknown>> = {
-    tcp: { tcp: true },
-    message: { message: true },
-    'event-loop': { eventLoop: true },
-  }
-  return known[text] ?? text
+  if (text === 'tcp') return { tcp: true }
+  if (text === 'message') return { message: true }
+  return text === 'event-loop' ? { eventLoop: true } : text
 }
 
 /** `50`: of `/`. `/,/search`: ten of each. */

@@ -38,7 +38,7 @@ function documented<Schema extends v.GenericSchema>(schema: Schema, doc: Doc): S
 const MAX_WORKERS = 1024 // far above any machine; stops `--workers 30000` from being a fork bomb
 const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 
-const list = () => v.optional(v.array(v.pipe(v.string(), v.regex(/^[^\u0000]*$/))), [])
+const list = () => v.optional(v.array(shapes.word()), [])
 const number = (text: string) => (/^-?\d+$/.test(text) ? Number(text) : text)
 const words = (text: string) => text.split(/\s+/).filter((word) => word !== '')
 

@@ -13,6 +13,7 @@ import type { Analysis, Hook, ProbeKind } from './rollout/state.ts'
 
 // No NUL bytes anywhere: spawn(2) would throw on them much later. One schema object per key: docs hang on it.
 export const text = () => v.pipe(v.string(), v.regex(/^[^\u0000]*[^\s\u0000][^\u0000]*$/))
+const NO_NUL = v.regex<string, undefined>(/^[^\u0000]*$/, undefined)
 export const whole = (min: number, max = Number.MAX_SAFE_INTEGER) =>
   v.pipe(v.number(), v.integer(), v.minValue(min), v.maxValue(max))
 
@@ -80,6 +81,8 @@ export function knownKeys(issue: v.BaseIssue<unknown>): readonly string[] | unde
   return issue.type === 'strict_object' && issue.expected === 'never' ? issue.message.split(' ') : undefined
 }
 
+/** An argument of a program; it may be empty. */
+export const word = () => right('a string without NUL bytes', v.pipe(v.string(), NO_NUL))
 const time = (standard: string, minMs: number) => v.optional(right(rightTime(minMs), timeOf(minMs)), standard)
 const atLeast = (min: number) => right(`a whole number of at least ${min}`, whole(min))
 const yes = () => right('true', v.literal(true))
@@ -166,10 +169,13 @@ const http = () =>
     path: v.optional(urlPath(), '/'),
     headers: v.optional(
       right(
-        'an object with names of headers and their values, which are text of one line',
+        'an object with headers',
         v.record(
-          v.pipe(v.string(), v.regex(/^[!#$%&'*+.^`|~\w-]+$/)), // RFC 9110, 5.6.2: token
-          v.pipe(v.string(), v.regex(/^[\t\x20-\x7e]*$/)),
+          right(
+            'under a name that a header can have',
+            v.pipe(v.string(), v.regex(/^[!#$%&'*+.^`|~\w-]+$/)), // RFC 9110, 5.6.2: token
+          ),
+          right('text of one line', v.pipe(v.string(), v.regex(/^[\t\x20-\x7e]*$/))),
         ),
       ),
       {},
@@ -239,7 +245,7 @@ const command = () =>
     right(
       COMMAND,
       v.pipe(
-        v.union([text(), v.pipe(v.array(v.pipe(v.string(), v.regex(/^[^\u0000]*$/))), v.minLength(1))]),
+        v.union([text(), v.pipe(v.array(word()), v.minLength(1))]),
         v.transform((given): HookSpec => ({
           command: typeof given === 'string' ? ['/bin/sh', '-c', given] : given,
         })),

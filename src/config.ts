@@ -243,21 +243,22 @@ function readFile(asked: string | undefined, cwd: string): ConfigFile {
     if (givens[key] === undefined) givens[key] = { where: inner(''), raw, value, base: dirname(path), inner }
     else complaints.push(`${inner('')} is given twice, here and as ${givens[key].where}; give it once.`)
   }
-  const unknown = (name: string, known: readonly Key[], spell: (key: OuterKey) => string): void => {
-    complaints.push(`"${name}" in ${place} is no key of usr2${didYouMean(name, known, spell)}`)
+  const refuse = (name: string, known: readonly Key[], roof = ''): void => {
+    const hint = didYouMean(name, known, (key) => `"${roof}${key}"`)
+    complaints.push(`"${roof}${name}" in ${place} is no key of usr2${hint}`)
   }
   for (const [key, value] of Object.entries(content)) {
     if (isKey(key)) take(key, key, value)
     else if (key === ROOF && paths.isObject(value)) {
       for (const [kind, probe] of Object.entries(value)) {
         if (isProbe(kind)) take(kind, `${ROOF}.${kind}`, probe)
-        else unknown(`${ROOF}.${kind}`, PROBES, (k) => `"${ROOF}.${k}"`)
+        else refuse(kind, PROBES, `${ROOF}.`)
       }
     } else if (key === ROOF) {
       complaints.push(
         `"${ROOF}" in ${place} is ${show(value)}; it must be an object with ${PROBES.join(', ')}.`,
       )
-    } else if (key !== '$schema') unknown(key, KEYS, (k) => `"${k}"`)
+    } else if (key !== '$schema') refuse(key, KEYS)
   }
   return { path, givens, complaints, broken: false }
 }
@@ -287,11 +288,11 @@ export function loadConfig(input: ConfigInput): ConfigResult {
   const values = Object.entries(givens).map(([key, given]) => [key, given.value] as const)
   const parsed = safeParse(schema, Object.fromEntries(values))
   for (const key of KEYS) {
-    const issues = (parsed.issues ?? []).filter((issue) => issue.path?.[0]?.key === key)
+    const wrongs = (parsed.issues ?? []).flatMap(innermost).filter(({ path }) => path[0] === key)
     const given = givens[key]
     if (given !== undefined)
-      complaints.push(...new Set(issues.map((issue) => complaintOf(key, given, issue))))
-    else if (issues.length > 0 && !flags.tookUnknown && !file.broken) complaints.push(NO_ENTRY)
+      complaints.push(...new Set(wrongs.map((wrong) => complaintOf(key, given, wrong))))
+    else if (wrongs.length > 0 && !flags.tookUnknown && !file.broken) complaints.push(NO_ENTRY)
   }
   const controlPath = pathOf(givens.control) ?? null
   complaints.push(...tooLong(givens.control))
@@ -432,17 +433,17 @@ interface Wrong {
 }
 
 /** What an issue is really about: of a union's alternatives the one that the value came nearest to. */
-function deepest(issue: BaseIssue<unknown>): Wrong {
+function innermost(issue: BaseIssue<unknown>): readonly Wrong[] {
   const path = (issue.path ?? []).map(({ key }) => key as string | number)
-  const nearness = (wrong: Wrong) => wrong.path.length || (isRule(wrong.issue) ? 0.5 : 0)
-  const alternatives = (issue.issues ?? []).map(deepest).filter((wrong) => nearness(wrong) > 0)
-  const best = alternatives.toSorted((a, b) => nearness(b) - nearness(a))[0]
-  return best === undefined ? { issue, path } : { issue: best.issue, path: [...path, ...best.path] }
+  const alternatives = (issue.issues ?? []).flatMap(innermost)
+  const inside = alternatives.filter((wrong) => wrong.path.length > 0)
+  const best = inside.length > 0 ? inside : alternatives.filter((wrong) => isRule(wrong.issue))
+  if (best.length === 0) return [{ issue, path }]
+  return best.map((wrong) => ({ issue: wrong.issue, path: [...path, ...wrong.path] }))
 }
 
 /** Where, what was given there, and what would be right. */
-function complaintOf(key: Key, given: Given, about: BaseIssue<unknown>): string {
-  const { issue, path: full } = deepest(about)
+function complaintOf(key: Key, given: Given, { issue, path: full }: Wrong): string {
   const path = full.slice(1).map((name) => (typeof name === 'number' ? `[${name}]` : `.${name}`))
   const right = path.length > 0 || isRule(issue) ? `it must be ${issue.message}.` : mustBe(key)
   if (given.inner === undefined || typeof given.raw === 'string') {
@@ -455,7 +456,9 @@ function complaintOf(key: Key, given: Given, about: BaseIssue<unknown>): string 
   const where = given.inner(path.join(''))
   const known = knownKeys(issue)
   if (known === undefined) {
-    const raw = full.slice(1).reduce<unknown>((outer, name) => Object(outer)[name] as unknown, given.raw)
+    const into = (outer: unknown, name: string | number): unknown =>
+      (outer as Readonly<Record<string | number, unknown>> | null | undefined)?.[name]
+    const raw = full.slice(1).reduce(into, given.raw)
     return `${where} is ${raw === undefined ? 'not given' : show(raw)}; ${right}`
   }
   const guess = nearest(String(full.at(-1)), known)
