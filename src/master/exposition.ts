@@ -121,7 +121,7 @@ export const METRICS: readonly (Simple | Latency)[] = [
   {
     name: 'usr2_worker_rss_bytes',
     type: 'gauge',
-    help: 'Resident memory of a worker. Shared pages count in each.',
+    help: 'Resident memory of a worker; of both, while one replaces another in its slot. Shared pages count in each.',
     labels: ['generation', 'slot'],
     samples: ({ status }) =>
       status.generations
@@ -313,7 +313,7 @@ export async function exposition(
       const gauge = new Gauge(settings)
       // One without labels has a 0 from the start, which would say something while no rollout runs.
       gauge.remove({})
-      for (const [labels, value] of metric.samples(seen)) gauge.set(labels, value)
+      for (const [labels, value] of metric.samples(seen)) gauge.inc(labels, value)
     }
   }
   return { contentType: registry.contentType, text: await registry.metrics() }

@@ -36,6 +36,7 @@ export interface MetricsOptions {
   readonly verdicts: () => Verdicts
   /** The part of a pino logger that is used here. */
   readonly log: { warn(fields: object, text: string): void }
+  readonly limits?: Partial<typeof LIMITS>
 }
 
 export interface Metrics {
@@ -53,7 +54,7 @@ export const LIMITS = {
   headerBytes: 8 * 1024,
   /** Prometheus may run as another user, in our group. */
   socketMode: 0o660,
-} as const
+}
 
 /** The endpoint could not be opened; a sentence. */
 export class MetricsError extends Error {
@@ -63,7 +64,8 @@ export class MetricsError extends Error {
 /** @throws {MetricsError} the address is in use, is not of this machine, cannot be bound */
 export async function openMetrics(options: MetricsOptions): Promise<Metrics> {
   const { listen, log } = options
-  const server = createServer({ maxHeaderSize: LIMITS.headerBytes }, (request, response) => {
+  const limits = { ...LIMITS, ...options.limits }
+  const server = createServer({ maxHeaderSize: limits.headerBytes }, (request, response) => {
     answer(request, options)
       .catch((error: unknown): Answer => {
         log.warn({ err: error }, `could not answer ${request.url} of the metrics`)
@@ -71,14 +73,15 @@ export async function openMetrics(options: MetricsOptions): Promise<Metrics> {
       })
       .then((answer) => send(response, answer))
   })
-  server.maxConnections = LIMITS.connections
+  server.maxConnections = limits.connections
   server.on('connection', (socket) => {
     // One deadline for all that a client can do to stay: send nothing, send slowly, read slowly.
-    const deadline = setTimeout(() => socket.destroy(), LIMITS.connectionMs).unref()
+    const deadline = setTimeout(() => socket.destroy(), limits.connectionMs).unref()
     socket.once('close', () => clearTimeout(deadline))
   })
 
-  const removeFile = 'path' in listen ? await bindPath(server, listen.path) : await bindPort(server, listen)
+  const removeFile =
+    'path' in listen ? await bindPath(server, listen.path, limits.socketMode) : await bindPort(server, listen)
   server.on('error', (error) => log.warn({ err: error }, 'the metrics could not take a connection'))
 
   let closed: Promise<void> | null = null
@@ -93,9 +96,9 @@ export async function openMetrics(options: MetricsOptions): Promise<Metrics> {
   }
 }
 
-async function bindPath(server: Server, path: string): Promise<() => void> {
+async function bindPath(server: Server, path: string, mode: number): Promise<() => void> {
   try {
-    return await listenAtPath(server, path, LIMITS.socketMode)
+    return await listenAtPath(server, path, mode)
   } catch (error) {
     throw failure(path, error instanceof Error ? error.message : String(error))
   }

@@ -5,7 +5,7 @@
  * Rules: what is no socket is never touched; a socket that somebody answers at is never replaced; the file never exists
  * with wider permissions than asked for; only our own is removed.
  */
-import { lstatSync, renameSync, unlinkSync, type Stats } from 'node:fs'
+import { existsSync, lstatSync, renameSync, unlinkSync, type Stats } from 'node:fs'
 import type { Server } from 'node:net'
 import { dirname } from 'node:path'
 import { MAX_UNIX_PATH_BYTES } from '../address.ts'
@@ -25,6 +25,8 @@ export async function listenAtPath(server: Server, path: string, mode: number): 
   const temporary = `${path}.${process.pid}`
   const over = Buffer.byteLength(temporary) - MAX_UNIX_PATH_BYTES
   if (over > 0) throw new Error(`the path is ${over} ${over === 1 ? 'byte' : 'bytes'} too long for a socket`)
+  // Looked for here: libuv says EACCES in place of bind's ENOENT.
+  if (!existsSync(dirname(path))) throw new Error(`there is no directory ${dirname(path)}`)
   const stale = await findStale(path)
 
   // From here to the rename nothing is awaited: two masters that start at once have no time to pass each other.
@@ -89,10 +91,6 @@ function reason(error: unknown, path: string): string {
     case 'EPERM':
     case 'EROFS':
       return `the user that runs usr2 (uid ${process.getuid?.() ?? '?'}) may not write to ${dirname(path)} (${code})`
-    case 'ENOENT':
-      return `there is no directory ${dirname(path)}`
-    case 'ENOTDIR':
-      return 'a part of its directory is not a directory'
     default:
       return message
   }
