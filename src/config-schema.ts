@@ -150,6 +150,20 @@ export const schema = v.strictObject({
     ),
     { means: 'count and time the requests of each worker: on or off', right: 'on or off', value: 'on|off' },
   ),
+  stackOfBlocked: documented(
+    v.optional(
+      v.pipe(
+        v.picklist(['on', 'off']),
+        v.transform((given) => given === 'on'),
+      ),
+      'on',
+    ),
+    {
+      means: 'the stack of a worker that does not answer goes to the log: on or off',
+      right: 'on or off',
+      value: 'on|off',
+    },
+  ),
   minUptime: time('30s', 'a worker ready for this long has its deaths forgotten'),
   maxRestarts: count(8, 0, 'deaths in a row, of every slot, before usr2 gives up'),
   maxDraining: count(2, 1, 'old generations that may drain at once'),

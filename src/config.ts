@@ -58,6 +58,8 @@ export interface Config {
   readonly websocketDrain: 'close' | 'wait' | 'ignore'
   /** Whether workers count and time their requests. */
   readonly statistics: boolean
+  /** Whether Node's inspector may be opened for an instant in a worker whose event loop is blocked. */
+  readonly stackOfBlocked: boolean
   readonly minUptimeMs: number
   readonly maxRestarts: number
   readonly maxDraining: number

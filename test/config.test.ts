@@ -44,6 +44,7 @@ void t.test('an entry alone is enough: defaults', async (t) => {
     keepAliveTimeoutMs: null,
     websocketDrain: 'close',
     statistics: true,
+    stackOfBlocked: true,
     minUptimeMs: 30_000,
     maxRestarts: 8,
     maxDraining: 2,

@@ -4,6 +4,7 @@ import './v8-flags.ts'
 import { accessSync, constants, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { StackReader, busyness } from './blocked.ts'
 import { defaultControlPath, loadConfig, needsRestart, startDirectory } from '../config.ts'
 import type { Config } from '../config.ts'
 import type { MetricsAt } from '../config.ts'
@@ -60,6 +61,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   const notifier = createNotifier({ env: process.env, log })
   let control: Control | undefined
   let metrics: Metrics | undefined
+  let stacks: StackReader | undefined
   let runtime: string | undefined
   let end: (status: number) => void = () => {}
   const ended = new Promise<number>((resolve) => (end = resolve))
@@ -75,11 +77,20 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       pin,
       onServing: () => writePid(config, log),
       onEnd: (status) => end(status),
-      lookInto: async () => null,
+      inspectorPort: () => stacks?.port ?? null,
+      async lookInto(pid) {
+        // First what it does by itself: the look at its stack stops it.
+        const doing = await busyness(pid)
+        const stack = (await stacks?.look(pid)) ?? null
+        return doing === null ? stack : [doing, ...(stack === null ? [] : [stack])].join('\n')
+      },
     })
     // The socket is what tells a second master of the same name, so it comes before anything is started.
     control = await openControl({ path: place.path, face, log })
     preload()
+    if (config.stackOfBlocked) {
+      stacks = await StackReader.open({ helper: join(preload(), 'blocked.mjs'), log })
+    }
     if (config.metrics !== null) metrics = await openMetricsOf(face, config.metrics, log)
     const { policy } = first.pinned
     log.info(
@@ -98,6 +109,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     if (runtime) rmSync(runtime, { recursive: true, force: true })
     await control?.close()
     await metrics?.close()
+    await stacks?.close()
     removePid(config, log)
     await notifier.flush()
     notifier.close()

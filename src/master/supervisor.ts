@@ -74,6 +74,8 @@ export interface SupervisorParts {
   onServing(): void
   /** No worker is left and every listener is closed. */
   onEnd(status: 0 | 1): void
+  /** Where the inspector of a blocked worker would listen; null: it never does. */
+  inspectorPort(): number | null
   /** What a process whose event loop does not answer is at, in a few lines; null: nobody can tell. */
   lookInto(pid: number): Promise<string | null>
 }
@@ -379,6 +381,7 @@ export class Supervisor implements Face {
       name: this.parts.config.name,
       pinned,
       preload: this.parts.preload,
+      inspectorPort: this.parts.inspectorPort(),
       known: this.listeners.known(),
       onMessage: (worker, message) => this.onMessage(worker, message),
       onExit: (worker, exit) => this.onExit(worker, exit),

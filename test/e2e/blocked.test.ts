@@ -40,6 +40,7 @@ async function blocked(t: Test, way: string, inspectorPort: number | null, env: 
     times: { drainTimeoutMs: 1_000, shutdownTimeoutMs: 1_000 },
     keepAliveTimeoutMs: null,
     websocketDrain: 'close',
+    statistics: true,
     inspectorPort,
     pwd: process.cwd(),
   }

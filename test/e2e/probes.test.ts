@@ -51,6 +51,8 @@ async function startWorker(t: Test, env: Readonly<Record<string, string>> = {}):
     times,
     keepAliveTimeoutMs: null,
     websocketDrain: 'close',
+    statistics: true,
+    inspectorPort: null,
     pwd: process.cwd(),
   }
   const worker = start(t, process.execPath, {
