@@ -11,7 +11,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import http from 'node:http'
-import { connect, createServer } from 'node:net'
+import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import fc from 'fast-check'
@@ -22,7 +22,7 @@ import type { Status } from '../../src/master/face.ts'
 import { ledgerOf, NO_COUNTS } from '../../src/master/ledger.ts'
 import { formatFor, MetricsError, openMetrics, readiness } from '../../src/master/metrics.ts'
 import type { Metrics, MetricsListen, MetricsOptions } from '../../src/master/metrics.ts'
-import { bounded, NO_VERDICTS } from '../../src/master/totals.ts'
+import { bounded, cumulative, NO_VERDICTS, SHOWN_BOUNDS_MS } from '../../src/master/totals.ts'
 import type { GenerationTotals } from '../../src/master/totals.ts'
 import { latencyBoundMs, LATENCY_BUCKETS } from '../../src/protocol.ts'
 import { parseExposition } from '../helpers/exposition.ts'
@@ -202,16 +202,16 @@ const parts = (series: string): string => series.split(/[{},]/).sort().join()
 t.test('labels are bounded, and no counter falls', async (t) => {
   /** What a master may know, growing: in each step some generations count more, and perhaps there is one more. */
   const steps = fc.array(
-    fc.record({ more: fc.array(fc.nat(1000), { maxLength: 30 }), reload: fc.boolean() }),
+    fc.record({ more: fc.array(fc.nat(1000), { maxLength: 20 }), reload: fc.boolean() }),
     {
-      minLength: 2,
+      minLength: 10,
       maxLength: 40,
     },
   )
   const counters = METRICS.filter(({ type }) => type !== 'gauge').map(({ name }) => name)
   await fc.assert(
     fc.asyncProperty(steps, async (steps) => {
-      const requests = [0]
+      const requests = Array.from({ length: 8 }, () => 7)
       let before: readonly Family[] = []
       for (const { more, reload } of steps) {
         if (reload) requests.push(0)
@@ -247,6 +247,23 @@ t.test('labels are bounded, and no counter falls', async (t) => {
   t.strictSame(bounded([...bounded(many.slice(0, 14)), ...many.slice(14)]), all, 'in two goes as in one')
   t.strictSame(bounded(many.toReversed()), all, 'in any order')
   t.strictSame(bounded([]), [])
+})
+
+t.test('the bounds that are shown, of those that workers count by', async (t) => {
+  t.strictSame(
+    SHOWN_BOUNDS_MS,
+    Array.from({ length: 14 }, (_, i) => 2 ** i),
+  )
+  const onlyIn = (bucket: number) => Array.from({ length: LATENCY_BUCKETS }, (_, i) => (i === bucket ? 1 : 0))
+  for (let bucket = 0; bucket < LATENCY_BUCKETS; bucket++) {
+    const { below, count } = cumulative(onlyIn(bucket))
+    t.equal(count, 1)
+    t.strictSame(
+      below,
+      SHOWN_BOUNDS_MS.map((ms) => (latencyBoundMs(bucket) <= ms ? 1 : 0)),
+      `what takes less than ${latencyBoundMs(bucket)} ms`,
+    )
+  }
 })
 
 t.test('which format', async (t) => {
@@ -357,15 +374,18 @@ t.test('over HTTP', async (t) => {
 
   t.test('a stop is told, until the end', async (t) => {
     let status = STEADY
-    const { metrics, where } = await serve(t, { status: () => status })
+    const { metrics, where } = await serve(t, { status: () => status, limits: { connectionMs: 60_000 } })
     t.equal((await get(where, '/readyz')).status, 200)
     status = { ...STEADY, state: 'stopping' }
     t.strictSame(await get(where, '/readyz'), { status: 503, body: 'stopping: 2 workers left\n' })
     t.equal((await get(where, '/livez')).status, 200)
-    const idle = connect(where.port, '127.0.0.1')
-    await once(idle, 'connect')
-    idle.on('error', () => {})
-    await deadline(Promise.all([metrics.close(), metrics.close()]), 5_000, 'the end, with a client connected')
+    const slow = await openRaw(t, { ...where, allowHalfOpen: true })
+    const idle = await openRaw(t, { ...where, allowHalfOpen: true })
+    slow.send('GET /livez HTTP/1.1\r\nHost: ')
+    // Answered later than they were sent: what was sent before has arrived.
+    await get(where, '/livez')
+    const closed = Promise.all([metrics.close(), metrics.close(), slow.ended(), idle.ended()])
+    await deadline(closed, 20_000, 'the end, with clients connected')
     await t.rejects(get(where, '/livez'), { code: 'ECONNREFUSED' })
   })
 })
