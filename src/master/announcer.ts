@@ -218,7 +218,11 @@ export class Announcer {
       (other) => other.generation === worker.generation && other.phase.k === 'ready',
     ).length
     const slots = state.generations.get(worker.generation)?.slots.length ?? 0
-    const text = `generation ${worker.generation}: ${ready} of ${plural(slots, 'worker')} ready`
+    const { state: slot } = state.generations.get(worker.generation)?.slots[worker.slot] ?? {}
+    const text =
+      slot?.k === 'replacing'
+        ? `generation ${worker.generation}: the replacement for slot ${worker.slot} is ready`
+        : `generation ${worker.generation}: ${ready} of ${plural(slots, 'worker')} ready`
     const facts = { ...handle.facts, ...this.rolloutFacts(worker.generation), bootMs: Math.round(bootMs) }
     log.info({ event: 'worker-ready', ...facts }, text)
     if (roleOf(state.top, worker.generation) === 'candidate') this.progress(worker.generation, text)

@@ -667,7 +667,7 @@ export class Supervisor implements Face {
       case 'rollout-ended':
         this.lastVerdict = this.verdict(what.verdict)
         this.lastJudgement = null
-        this.lastReplaced = what.verdict.other
+        if (what.verdict.outcome === 'promoted') this.lastReplaced = what.verdict.other
         this.books.judged(what.verdict)
         this.bans.judged(what.verdict, this.pinned, new Date())
         break
