@@ -1,8 +1,9 @@
 /** The configuration of rollouts: steps, analysis, probes, limits of a worker, hooks, metrics. */
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
+import { configJsonSchema } from '../src/config-jsonschema.ts'
 import { MAX_STEPS } from '../src/config-rollout.ts'
 import * as c from '../src/config.ts'
 import { policyOf } from '../src/master/generation.ts'
@@ -479,3 +480,20 @@ void t.test('the policy of a generation has what decisions need of it', async (t
   })
   t.match(policyOf(good([])), { warmUp: false, hooks: [], parkForMs: 0 })
 })
+
+void t.test(
+  'the page about it has every key of rollouts, and examples that are accepted as they are',
+  async (t) => {
+    const page = readFileSync(new URL('../docs/configuration.md', import.meta.url), 'utf8')
+    const examples = [...page.matchAll(/```json\n([^`]*)```/g)].map(([, json = '']) => json)
+    t.equal(examples.length, 6)
+    for (const json of examples) t.match(load(file(JSON.parse(json))), { ok: true, warnings: [] }, json)
+    const keys = Object.keys((configJsonSchema()['properties'] as object) ?? {})
+    const ofRollouts = keys.slice(keys.indexOf('strategy'), keys.indexOf('metrics'))
+    for (const key of ofRollouts) t.match(page, new RegExp(`[\`"]${key}[\`"]`), key)
+    const quoted = /^ {4}"steps\[1\]\.hold" in \S+ (.*)$/m.exec(page)?.[1] ?? ''
+    t.match(bad(file({ steps: [{ share: '1%' }, { hold: '5q' }] })), [
+      new RegExp(quoted.replace(/\./g, '\\.')),
+    ])
+  },
+)
