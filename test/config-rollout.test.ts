@@ -247,6 +247,8 @@ void t.test('limits: what is written is what is read', async (t) => {
     fc.property(fc.constantFrom(...METRICS), op, digits, (metric, op, digits) => {
       const limit = c.parseLimit(`${metric} ${op} ${digits}${metrics[metric]}`)
       if (limit === undefined) return false
+      const factor = { '%': 0.01, s: 1000 }[metrics[metric]] ?? 1
+      if (Math.abs(limit.value - Number(digits) * factor) > 1e-9) return false
       return JSON.stringify(c.parseLimit(c.limitText(limit))) === JSON.stringify(limit)
     }),
     { numRuns: 1000 },
@@ -440,6 +442,7 @@ void t.test('metrics', async (t) => {
       text,
     )
   }
+  t.equal(bad(file({ metrics: { toString: 1 } })).length, 1)
   t.match(bad(['--metrics', `/${'a'.repeat(120)}`]), [
     /^--metrics is \/a{120}, 121 bytes; .* room for 107\.$/,
   ])
