@@ -500,3 +500,64 @@ void t.test(
     ])
   },
 )
+
+void t.test('whatever a file holds in place of a value is refused in whole sentences', async (t) => {
+  const http = { path: '/', headers: { host: 'x' }, expect: 200, port: 3000 }
+  const times = { period: '1s', timeout: '1s', initialDelay: 0, successThreshold: 1, failureThreshold: 3 }
+  const analysis = {
+    interval: '1s',
+    count: 1,
+    failureLimit: 0,
+    minRequests: 0,
+    inconclusive: 'pass',
+    limits: ['crashes <= 0'],
+  }
+  const sound = {
+    steps: [{ share: '10%' }, { hold: '5m' }, { analyse: analysis }],
+    ...{
+      maxSurge: 1,
+      maxUnavailable: '10%',
+      minReadySeconds: 1,
+      analysis,
+      warmUp: { paths: ['/'], count: 1 },
+    },
+    probes: { startup: { tcp: 1, ...times }, readiness: { http, ...times }, liveness: { eventLoop: true } },
+    ...{
+      maxMemory: '1G',
+      maxRequests: 1,
+      maxAge: '1h',
+      metrics: 9464,
+      hooks: { beforeSpawn: ['a'], beforeStop: 'a' },
+    },
+  }
+  t.ok(load(file(sound)).ok)
+  /** Every place of a value: the whole, and what is in it. */
+  const places = (value: unknown): string[][] =>
+    typeof value === 'object' && value !== null
+      ? Object.entries(value).flatMap(([key, inner]) => [
+          [key],
+          ...places(inner).map((rest) => [key, ...rest]),
+        ])
+      : []
+  const replaced = (value: unknown, [key, ...rest]: string[], by: unknown): unknown => {
+    if (key === undefined) return by
+    const copy = structuredClone(value) as Record<string, unknown>
+    copy[key] = replaced(copy[key], rest, by)
+    return copy
+  }
+  const odd = fc.oneof(
+    fc.jsonValue({ maxDepth: 2 }),
+    fc.constantFrom(-1, 1e9, '', ' ', 'none', [], {}, null, '\0'),
+  )
+  fc.assert(
+    fc.property(fc.constantFrom(...places(sound)), odd, (place, by) => {
+      const result = load(file(replaced(sound, place, by)))
+      const key = place[0] ?? ''
+      if (result.ok) return true
+      return result.complaints.every(
+        (text) => text.includes(`"${key}`) && /^"(?!.*(Invalid|undefined)).*\.$/.test(text),
+      )
+    }),
+    { numRuns: 700 },
+  )
+})
