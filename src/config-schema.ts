@@ -1,7 +1,7 @@
 /**
  * The one schema of the configuration, and what is generated from it: names of flags and variables, the help text
  * (and in config-jsonschema.ts the JSON Schema). A key is added here and nowhere else, and to `Config`, where it
- * gets its unit.
+ * gets its unit; one that is a structure has its shape in config-shapes.ts.
  *
  * valibot, because it is in the master for life: 18 kB of the bundle, where zod was 760 kB and 7 MB of resident
  * memory.

@@ -136,7 +136,7 @@ const step = () =>
       hold: v.optional(
         right('a time such as 30s or 5m, or promote', v.union([v.literal('promote'), timeOf(1)])),
       ),
-      analyse: v.optional(v.union([yes(), analysis()])),
+      analyse: v.optional(right('true, or an object with limits', v.union([v.literal(true), analysis()]))),
     }),
     parsed(({ share, hold, analyse }): WrittenStep | undefined => {
       if ([share, hold, analyse].filter((given) => given !== undefined).length !== 1) return undefined

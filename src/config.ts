@@ -298,9 +298,9 @@ export function loadConfig(input: ConfigInput): ConfigResult {
   }
   const controlPath = pathOf(givens.control) ?? null
   complaints.push(...tooLong(givens.control))
-  const atPath = String(givens.metrics?.value).includes('/')
-  const metricsPath = atPath ? pathOf(givens.metrics) : undefined
-  if (atPath) complaints.push(...tooLong(givens.metrics))
+  const socket = isPath(givens.metrics?.value) ? givens.metrics : undefined
+  const metricsPath = pathOf(socket)
+  complaints.push(...tooLong(socket))
 
   const cwd = cwdOf(givens, file, here)
   const named =
@@ -315,41 +315,45 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     return { ok: false, complaints }
   }
 
-  const { startTimeout, drainTimeout, shutdownTimeout, killTimeout, keepAliveTimeout, minUptime, ...others } =
-    parsed.output
-  const { minReadySeconds, progressDeadline, parkFor, startup, readiness, liveness, ...more } = others
-  const { maxMemory, maxAge, hookTimeout, ...value } = more
-  const node = value.node?.includes('/') ? pathOf(givens.node) : value.node
-  const metrics = metricsPath === undefined ? (value.metrics ?? null) : { path: metricsPath }
+  const { output } = parsed
+  const node = output.node?.includes('/') ? pathOf(givens.node) : output.node
+  const metrics = metricsPath === undefined ? (output.metrics ?? null) : { path: metricsPath }
   const config: Config = {
-    ...value,
-    ...plan.rollout,
-    entry: paths.joinAsGiven(cwd, value.entry),
-    args: value.args,
+    entry: paths.joinAsGiven(cwd, output.entry),
+    args: output.args,
+    workers: output.workers,
     name: named.name,
     cwd,
     node: node ?? process.execPath,
-    nodeArgs: value.nodeArgs,
+    nodeArgs: output.nodeArgs,
     envFile: pathOf(givens.envFile) ?? null,
-    startTimeoutMs: startTimeout,
-    drainTimeoutMs: drainTimeout,
-    shutdownTimeoutMs: shutdownTimeout,
-    killTimeoutMs: killTimeout,
-    keepAliveTimeoutMs: keepAliveTimeout ?? null,
-    minUptimeMs: minUptime,
-    minReadyMs: minReadySeconds,
-    progressDeadlineMs: progressDeadline,
-    parkForMs: parkFor ?? rollout.parkForMsOf(plan.rollout.strategy),
-    analysis: value.analysis ?? null,
-    probes: probesOf({ startup, readiness, liveness: liveness ?? rollout.DEFAULT_LIVENESS }),
-    warmUp: value.warmUp ?? null,
-    maxMemoryBytes: maxMemory ?? null,
-    maxRequests: value.maxRequests ?? null,
-    maxAgeMs: maxAge ?? null,
-    hookTimeoutMs: hookTimeout,
+    ready: output.ready,
+    startTimeoutMs: output.startTimeout,
+    drainTimeoutMs: output.drainTimeout,
+    shutdownTimeoutMs: output.shutdownTimeout,
+    killTimeoutMs: output.killTimeout,
+    keepAliveTimeoutMs: output.keepAliveTimeout ?? null,
+    websocketDrain: output.websocketDrain,
+    minUptimeMs: output.minUptime,
+    maxRestarts: output.maxRestarts,
+    maxDraining: output.maxDraining,
+    ...plan.rollout,
+    minReadyMs: output.minReadySeconds,
+    progressDeadlineMs: output.progressDeadline,
+    parkForMs: output.parkFor ?? rollout.parkForMsOf(plan.rollout.strategy),
+    analysis: output.analysis ?? null,
+    onFailure: output.onFailure,
+    probes: probesOf({ liveness: rollout.DEFAULT_LIVENESS, ...output }),
+    warmUp: output.warmUp ?? null,
+    maxMemoryBytes: output.maxMemory ?? null,
+    maxRequests: output.maxRequests ?? null,
+    maxAgeMs: output.maxAge ?? null,
+    hooks: output.hooks,
+    hookTimeoutMs: output.hookTimeout,
     metrics,
     control: controlPath,
     pidFile: pathOf(givens.pidFile) ?? null,
+    logLevel: output.logLevel,
     sources: { file: file.path },
   }
   const warnings = [...variables.warnings, ...plan.warnings]
@@ -410,7 +414,7 @@ function planOf(output: Output, givens: KeyGivens): Plan {
 
 /** Without those that are turned off. */
 function probesOf(
-  given: Readonly<Record<ProbeKind, ProbeSpec | 'none' | undefined>>,
+  given: Readonly<Partial<Record<ProbeKind, ProbeSpec | 'none'>>>,
 ): Partial<Record<ProbeKind, ProbeSpec>> {
   const probes: Partial<Record<ProbeKind, ProbeSpec>> = {}
   for (const kind of PROBES) {
@@ -499,6 +503,8 @@ function pathOf(given: Given | undefined): string | undefined {
   if (given === undefined || typeof given.value !== 'string' || given.value.trim() === '') return undefined
   return paths.joinAsGiven(given.base, given.value)
 }
+
+const isPath = (value: unknown): boolean => typeof value === 'string' && value.includes('/')
 
 function show(raw: unknown): string {
   if (typeof raw === 'string' && raw.trim() === '') return 'empty'

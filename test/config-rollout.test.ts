@@ -1,8 +1,9 @@
 /** The configuration of rollouts: steps, analysis, probes, limits of a worker, hooks, metrics. */
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
+import { configJsonSchema } from '../src/config-jsonschema.ts'
 import { MAX_STEPS } from '../src/config-rollout.ts'
 import * as c from '../src/config.ts'
 import { policyOf } from '../src/master/generation.ts'
@@ -246,6 +247,8 @@ void t.test('limits: what is written is what is read', async (t) => {
     fc.property(fc.constantFrom(...METRICS), op, digits, (metric, op, digits) => {
       const limit = c.parseLimit(`${metric} ${op} ${digits}${metrics[metric]}`)
       if (limit === undefined) return false
+      const factor = { '%': 0.01, s: 1000 }[metrics[metric]] ?? 1
+      if (Math.abs(limit.value - Number(digits) * factor) > 1e-9) return false
       return JSON.stringify(c.parseLimit(c.limitText(limit))) === JSON.stringify(limit)
     }),
     { numRuns: 1000 },
@@ -439,6 +442,7 @@ void t.test('metrics', async (t) => {
       text,
     )
   }
+  t.equal(bad(file({ metrics: { toString: 1 } })).length, 1)
   t.match(bad(['--metrics', `/${'a'.repeat(120)}`]), [
     /^--metrics is \/a{120}, 121 bytes; .* room for 107\.$/,
   ])
@@ -478,4 +482,82 @@ void t.test('the policy of a generation has what decisions need of it', async (t
     liveness: { ...times, periodMs: 10_000, timeoutMs: 10_000, failureThreshold: 6 },
   })
   t.match(policyOf(good([])), { warmUp: false, hooks: [], parkForMs: 0 })
+})
+
+void t.test(
+  'the page about it has every key of rollouts, and examples that are accepted as they are',
+  async (t) => {
+    const page = readFileSync(new URL('../docs/configuration.md', import.meta.url), 'utf8')
+    const examples = [...page.matchAll(/```json\n([^`]*)```/g)].map(([, json = '']) => json)
+    t.equal(examples.length, 6)
+    for (const json of examples) t.match(load(file(JSON.parse(json))), { ok: true, warnings: [] }, json)
+    const keys = Object.keys((configJsonSchema()['properties'] as object) ?? {})
+    const ofRollouts = keys.slice(keys.indexOf('strategy'), keys.indexOf('metrics'))
+    for (const key of ofRollouts) t.match(page, new RegExp(`[\`"]${key}[\`"]`), key)
+    const quoted = /^ {4}"steps\[1\]\.hold" in \S+ (.*)$/m.exec(page)?.[1] ?? ''
+    t.match(bad(file({ steps: [{ share: '1%' }, { hold: '5q' }] })), [
+      new RegExp(quoted.replace(/\./g, '\\.')),
+    ])
+  },
+)
+
+void t.test('whatever a file holds in place of a value is refused in whole sentences', async (t) => {
+  const http = { path: '/', headers: { host: 'x' }, expect: 200, port: 3000 }
+  const times = { period: '1s', timeout: '1s', initialDelay: 0, successThreshold: 1, failureThreshold: 3 }
+  const analysis = {
+    interval: '1s',
+    count: 1,
+    failureLimit: 0,
+    minRequests: 0,
+    inconclusive: 'pass',
+    limits: ['crashes <= 0'],
+  }
+  const sound = {
+    steps: [{ share: '10%' }, { hold: '5m' }, { analyse: analysis }],
+    ...{
+      maxSurge: 1,
+      maxUnavailable: '10%',
+      minReadySeconds: 1,
+      analysis,
+      warmUp: { paths: ['/'], count: 1 },
+    },
+    probes: { startup: { tcp: 1, ...times }, readiness: { http, ...times }, liveness: { eventLoop: true } },
+    ...{
+      maxMemory: '1G',
+      maxRequests: 1,
+      maxAge: '1h',
+      metrics: 9464,
+      hooks: { beforeSpawn: ['a'], beforeStop: 'a' },
+    },
+  }
+  t.ok(load(file(sound)).ok)
+  /** Every place of a value: the whole, and what is in it. */
+  const places = (value: unknown): string[][] =>
+    typeof value === 'object' && value !== null
+      ? Object.entries(value).flatMap(([key, inner]) => [
+          [key],
+          ...places(inner).map((rest) => [key, ...rest]),
+        ])
+      : []
+  const replaced = (value: unknown, [key, ...rest]: string[], by: unknown): unknown => {
+    if (key === undefined) return by
+    const copy = structuredClone(value) as Record<string, unknown>
+    copy[key] = replaced(copy[key], rest, by)
+    return copy
+  }
+  const odd = fc.oneof(
+    fc.jsonValue({ maxDepth: 2 }),
+    fc.constantFrom(-1, 1e9, '', ' ', 'none', [], {}, null, '\0'),
+  )
+  fc.assert(
+    fc.property(fc.constantFrom(...places(sound)), odd, (place, by) => {
+      const result = load(file(replaced(sound, place, by)))
+      const key = place[0] ?? ''
+      if (result.ok) return true
+      return result.complaints.every(
+        (text) => text.includes(`"${key}`) && /^"(?!.*(Invalid|undefined)).*\.$/.test(text),
+      )
+    }),
+    { numRuns: 700 },
+  )
 })
