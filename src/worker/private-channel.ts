@@ -59,12 +59,11 @@ class PrivateSocket extends Duplex {
 
   override _destroy(error: Error | null, done: (error?: Error | null) => void): void {
     clearTimeout(this.#timer)
-    this._read()
     done(error)
   }
 
   receive(chunk: Buffer, taken: () => void): void {
-    if (this.destroyed) return taken()
+    if (this.destroyed) return
     this.bytesRead += chunk.length
     this.#timer?.refresh()
     this.#taken = taken

@@ -33,6 +33,7 @@ export async function warmUp(
   agent.createConnection = () => openPrivate(server)
   const deadline = setTimeout(() => {
     isOver = true
+    // Before the failures that the end of all connections brings.
     fail(`only ${sent} of ${count} requests were sent within ${timeoutMs / 1000} s`)
     agent.destroy()
   }, timeoutMs).unref()
@@ -42,8 +43,7 @@ export async function warmUp(
       if (!server.listening) return fail('the app closed its server')
       const path = paths[sent++ % paths.length] ?? '/'
       const words = await failureOf(agent, path)
-      // Those of the deadline are its own doing.
-      if (words !== null && !isOver) fail(`GET ${path} ${words}`)
+      if (words !== null) fail(`GET ${path} ${words}`)
     }
   }
   await Promise.all(Array.from({ length: Math.min(AT_ONCE, count) }, sendInTurn))

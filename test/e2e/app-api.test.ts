@@ -224,12 +224,13 @@ const alone = `
   const failed = (what, call) => { try { call() } catch (error) { console.log(what, error.name, error.message) } }
   failed('drain', () => usr2.onDrain(undefined))
   failed('resume', () => usr2.onResume(5))
+  failed('probe', () => usr2.onProbe(true))
   failed('shutdown', () => usr2.onShutdown('db', Promise.resolve()))
   failed('timeout', () => usr2.onShutdown('db', () => {}, { timeoutMs: 0 }))
   failed('timeout', () => usr2.onShutdown('db', () => {}, { timeoutMs: '5s' }))
   for (let i = 0; i < 20; i++) usr2.drainSignal.addEventListener('abort', () => {})
   usr2.ready()
-  for (const call of [usr2.onDrain, usr2.onResume]) call(() => console.log('called'))
+  for (const call of [usr2.onDrain, usr2.onResume, usr2.onProbe]) call(() => console.log('called'))
   usr2.onShutdown('db', () => console.log('called'), { timeoutMs: 1 })
   usr2.whileLeader(async (signal) => {
     await new Promise((resolve) => setTimeout(resolve, 20))
@@ -253,6 +254,7 @@ for (const [flags, head] of [
     t.same(stdout.split('\n'), [
       'drain TypeError onDrain of usr2 takes a function, not undefined',
       'resume TypeError onResume of usr2 takes a function, not number',
+      'probe TypeError onProbe of usr2 takes a function, not boolean',
       "shutdown TypeError onShutdown('db') of usr2 takes a function, not object",
       "timeout RangeError onShutdown('db') of usr2 takes a timeoutMs in milliseconds above 0, not 0",
       "timeout RangeError onShutdown('db') of usr2 takes a timeoutMs in milliseconds above 0, not 5s",

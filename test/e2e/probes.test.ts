@@ -145,10 +145,10 @@ t.test('with its gate shut a worker answers, and opens nothing for it', async (t
   t.match(await worker.probe({ k: 'message' }), 'has not said that it is ready')
 
   const { index } = await worker.process.line('listening')
-  const hangs = worker.probe(http('/never'), 300)
+  const hangs = worker.probe(http('/never'), 1_000)
   await worker.process.line('asked', { from: index })
   t.same(openFiles(worker.process), files, 'also while a request is under way')
-  t.equal(await hangs, 'GET /never did not answer within 0.3 s')
+  t.equal(await hangs, 'GET /never did not answer within 1 s')
 
   t.match(await worker.hear('counts'), { counts: { accepted: 0, requests: 0 } }, 'no traffic')
   t.equal(await worker.seen(), '3 on 3 of 127.0.0.1')
