@@ -37,12 +37,12 @@ async function bundle(options) {
 // master cannot mix versions. Some of them are CommonJS and need a `require`.
 const require = `import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);`
 const jsonSchemaMaker = `dist/.jsonschema.${process.pid}.mjs`
-// Files of their own: what is loaded only on a terminal, and what only `usr2 drill` loads.
-const APART = { 'pretty.ts': './pretty.mjs', 'cli-drill.ts': './drill.mjs' }
+// Files of their own: what is loaded only on a terminal, only with --metrics, and only by `usr2 drill`.
+const APART = { 'pretty.ts': './pretty.mjs', 'metrics.ts': './metrics.mjs', 'cli-drill.ts': './drill.mjs' }
 const apart = {
   name: 'apart',
   setup: ({ onResolve }) =>
-    onResolve({ filter: /\/(pretty|cli-drill)\.ts$/ }, ({ kind, path }) =>
+    onResolve({ filter: /\/(pretty|metrics|cli-drill)\.ts$/ }, ({ kind, path }) =>
       kind === 'entry-point' ? null : { path: APART[path.replace(/.*\//, '')], external: true },
     ),
 }
@@ -62,6 +62,13 @@ await Promise.all([
     banner: { js: require },
   }),
   bundle({
+    entryPoints: ['src/master/metrics.ts'],
+    outfile: 'dist/metrics.mjs',
+    format: 'esm',
+    minifySyntax: true,
+    banner: { js: require },
+  }),
+  bundle({
     entryPoints: ['src/cli-drill.ts'],
     outfile: 'dist/drill.mjs',
     format: 'esm',
@@ -69,6 +76,7 @@ await Promise.all([
     banner: { js: require },
   }),
   bundle({ entryPoints: ['src/drill/load-main.ts'], outfile: 'dist/drill-load.mjs', format: 'esm' }),
+  bundle({ entryPoints: ['src/master/blocked-main.ts'], outfile: 'dist/blocked.mjs', format: 'esm' }),
   bundle({ entryPoints: ['src/worker/preload.ts'], outfile: 'dist/preload.cjs', format: 'cjs' }),
   bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.mjs', format: 'esm' }),
   bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.cjs', format: 'cjs' }),

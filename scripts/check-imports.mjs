@@ -22,7 +22,12 @@ const rules = [
   },
   {
     files: /^src\/config(-\w+)?\.ts$/,
-    may: [/^src\/config(-\w+)?\.ts$/, /^src\/address\.ts$/],
+    may: [
+      /^src\/config(-\w+)?\.ts$/,
+      /^src\/rollout\/state\.ts$/,
+      /^src\/protocol\.ts$/,
+      /^src\/address\.ts$/,
+    ],
     npm: true,
     node: true,
   },

@@ -1,6 +1,8 @@
 /** The JSON Schema of the config file. Apart from the schema itself, since only the build needs it, no master. */
 import { toJsonSchema } from '@valibot/to-json-schema'
-import { KEYS, docOf, schema } from './config-schema.ts'
+import { KEYS, ROOF, docOf, schema } from './config-schema.ts'
+import type { Key } from './config-schema.ts'
+import { PROBES } from './rollout/state.ts'
 
 /** JSON Schema (draft 2020-12) of the config file, for editors. */
 export function configJsonSchema(): Record<string, unknown> {
@@ -9,15 +11,20 @@ export function configJsonSchema(): Record<string, unknown> {
     typeMode: 'input',
     target: 'draft-2020-12',
   })
-  const described = KEYS.map((key) => [
-    key,
-    Object.assign({}, properties?.[key], { description: docOf(key).means }),
-  ])
+  const described = (key: Key) => {
+    const { means, textInFile } = docOf(key)
+    const structure = properties?.[key] ?? {}
+    const shape = textInFile ? { anyOf: [{ type: 'string' }, structure] } : structure
+    return Object.assign({}, shape, { description: means })
+  }
+  const entries = KEYS.map((key) => [key, described(key)] as const)
+  const probes = Object.fromEntries(PROBES.map((kind) => [kind, described(kind)]))
+  const roof = { type, additionalProperties, properties: probes, description: 'the probes of a worker' }
   return {
     $schema,
     type,
     additionalProperties,
     title: 'Configuration of usr2',
-    properties: { $schema: { type: 'string' }, ...Object.fromEntries(described) },
+    properties: { $schema: { type: 'string' }, ...Object.fromEntries(entries), [ROOF]: roof },
   }
 }

@@ -9,7 +9,11 @@
 import { availableParallelism } from 'node:os'
 import * as v from 'valibot'
 import { NAME, NAME_RULE } from './config-paths.ts'
-import { DURATION, MAX_TIME_MS, parseDuration } from './config-values.ts'
+import { analysisFromText, probeFromText, stepsFromText, warmUpFromText } from './config-rollout.ts'
+import * as shapes from './config-shapes.ts'
+import { rightTime, secondsOf, text, timeOf, whole } from './config-shapes.ts'
+import { PROBES } from './rollout/state.ts'
+import type { ProbeKind } from './rollout/state.ts'
 
 interface Doc {
   /** One phrase for the help text and the editor. */
@@ -20,6 +24,8 @@ interface Doc {
   readonly value?: string
   /** How a flag or variable, which is always text, becomes what the file would have. */
   readonly fromText?: (text: string) => unknown
+  /** The file may have that text, too, besides its structure. */
+  readonly textInFile?: true
   /** What holds when it is not given, where that is no constant. */
   readonly otherwise?: string | undefined
 }
@@ -32,37 +38,46 @@ function documented<Schema extends v.GenericSchema>(schema: Schema, doc: Doc): S
 const MAX_WORKERS = 1024 // far above any machine; stops `--workers 30000` from being a fork bomb
 const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 
-// No NUL bytes anywhere: spawn(2) would throw on them much later. One schema object per key: docs hang on it.
-const text = () => v.pipe(v.string(), v.regex(/^[^\u0000]*[^\s\u0000][^\u0000]*$/))
-const list = () => v.optional(v.array(v.pipe(v.string(), v.regex(/^[^\u0000]*$/))), [])
-const whole = (min: number, max = Number.MAX_SAFE_INTEGER) =>
-  v.pipe(v.number(), v.integer(), v.minValue(min), v.maxValue(max))
+const list = () => v.optional(v.array(shapes.word()), [])
 const number = (text: string) => (/^-?\d+$/.test(text) ? Number(text) : text)
 const words = (text: string) => text.split(/\s+/).filter((word) => word !== '')
 
 const path = (value: string, means: string, right = 'the path of a file', otherwise?: string) =>
   documented(v.optional(text()), { means, right, value, otherwise })
 
-const rightTime = (minMs: number) =>
-  `a time such as 500ms, 30s, 5m or 1h, ${minMs > 0 ? 'more than 0, ' : ''}at most 596h`
-const timeGiven = (minMs: number) =>
-  v.union([v.pipe(v.string(), v.regex(DURATION)), whole(minMs, MAX_TIME_MS)])
-const toMs = (given: string | number) => (typeof given === 'number' ? given : (parseDuration(given) ?? NaN))
-
 const time = (standard: string, means: string, minMs = 0) => {
-  const schema = v.optional(v.pipe(timeGiven(minMs), v.transform(toMs), whole(minMs, MAX_TIME_MS)), standard)
-  return documented(schema, { means, right: rightTime(minMs), value: 'TIME' })
+  return documented(v.optional(timeOf(minMs), standard), { means, right: rightTime(minMs), value: 'TIME' })
 }
 
-const raisedTime = (means: string) => {
-  const schema = v.optional(v.pipe(timeGiven(1), v.transform(toMs), whole(1, MAX_TIME_MS)))
-  return documented(schema, { means, right: rightTime(1), value: 'TIME', otherwise: "the app's own" })
-}
+const maybeTime = (means: string, otherwise: string | undefined, minMs = 1) =>
+  documented(v.optional(timeOf(minMs)), { means, right: rightTime(minMs), value: 'TIME', otherwise })
 
 const count = (standard: number, min: number, means: string) => {
   const right = `a whole number of at least ${min}`
   return documented(v.optional(whole(min), standard), { means, right, value: 'N', fromText: number })
 }
+
+const amount = (means: string, otherwise: string) =>
+  documented(v.optional(shapes.amount()), {
+    means,
+    right: 'a whole number of workers from 0 to 1024, or a percentage of them such as 25%',
+    value: 'N|P%',
+    fromText: number,
+    otherwise,
+  })
+
+const probe = (kind: ProbeKind, means: string, otherwise?: string) =>
+  documented(v.optional(shapes.probe(kind)), {
+    means,
+    right: `/path, tcp, tcp:PORT, message, event-loop or none (in a file also an object with http, tcp, message or eventLoop)`,
+    value: 'PROBE',
+    fromText: probeFromText,
+    textInFile: true,
+    otherwise,
+  })
+
+const MIN_MEMORY_BYTES = 16 * 1024 ** 2 // less than an empty Node takes: it would be replaced for ever
+const STRATEGIES = ['switch', 'rolling', 'canary', 'blueGreen', 'blue-green'] as const
 
 export const schema = v.strictObject({
   entry: documented(text(), { means: 'the file to run, seen from cwd', right: 'the path of a file' }),
@@ -116,15 +131,118 @@ export const schema = v.strictObject({
   drainTimeout: time('30s', 'an old worker finishes its requests within this'),
   shutdownTimeout: time('10s', "then the app's own shutdown ends within this"),
   killTimeout: time('5s', 'then SIGKILL follows after this'),
-  keepAliveTimeout: raisedTime("idle connections live so long at least: above the proxy's time"),
+  keepAliveTimeout: maybeTime(
+    "idle connections live so long at least: above the proxy's time",
+    "the app's own",
+  ),
   websocketDrain: documented(v.optional(v.picklist(['close', 'wait', 'ignore']), 'close'), {
     means: 'WebSockets at a drain: close (1001), wait or ignore',
     right: 'close, wait or ignore',
     value: 'HOW',
   }),
+  statistics: documented(
+    v.optional(
+      v.pipe(
+        v.picklist(['on', 'off']),
+        v.transform((given) => given === 'on'),
+      ),
+      'on',
+    ),
+    { means: 'count and time the requests of each worker: on or off', right: 'on or off', value: 'on|off' },
+  ),
+  stackOfBlocked: documented(
+    v.optional(
+      v.pipe(
+        v.picklist(['on', 'off']),
+        v.transform((given) => given === 'on'),
+      ),
+      'on',
+    ),
+    {
+      means: 'the stack of a worker that does not answer goes to the log: on or off',
+      right: 'on or off',
+      value: 'on|off',
+    },
+  ),
   minUptime: time('30s', 'a worker ready for this long has its deaths forgotten'),
   maxRestarts: count(8, 0, 'deaths in a row, of every slot, before usr2 gives up'),
   maxDraining: count(2, 1, 'old generations that may drain at once'),
+  strategy: documented(
+    v.optional(
+      v.pipe(
+        v.picklist(STRATEGIES),
+        v.transform((given) => (given === 'blue-green' ? 'blueGreen' : given)),
+      ),
+    ),
+    {
+      means: 'how a reload replaces the workers: switch, rolling, canary, blue-green',
+      right: 'switch, rolling, canary or blue-green',
+      value: 'NAME',
+      otherwise: 'switch',
+    },
+  ),
+  steps: documented(v.optional(shapes.steps()), {
+    means: 'instead of a strategy, such as "10% 5m, 50% promote, 90% analyse"',
+    right: 'steps such as "10% 5m, 30% promote, 60% analyse, 100%" (in a file also a list)',
+    value: '"STEPS"',
+    fromText: stepsFromText,
+    textInFile: true,
+  }),
+  maxSurge: amount('workers beyond the configured ones during a rollout', '100%; rolling: 25%'),
+  maxUnavailable: amount('workers short of them during a rollout', '0; rolling: 25%'),
+  minReadySeconds: documented(v.optional(secondsOf(), 0), {
+    means: 'new workers serve for so long before the old are let go',
+    right: 'a whole number of seconds, or a time such as 10s',
+    value: 'N',
+    fromText: number,
+  }),
+  progressDeadline: time('10m', 'a rollout that gets no further within this has failed', 1),
+  parkFor: maybeTime('the old version is kept for an instant rollback', '0; blue-green: 10m', 0),
+  analysis: documented(v.optional(shapes.analysis()), {
+    means: 'judges the new version, such as "errorRate < 1%, p99 < 1.5x"',
+    right: 'limits such as "errorRate < 1%, p99 < 1.5x" (in a file also an object with limits)',
+    value: '"LIMITS"',
+    fromText: analysisFromText,
+    textInFile: true,
+  }),
+  onFailure: documented(v.optional(v.picklist(['rollback', 'pause']), 'rollback'), {
+    means: 'when the analysis fails: rollback or pause',
+    right: 'rollback or pause',
+    value: 'WHAT',
+  }),
+  startup: probe('startup', 'until it passes, no other probe is asked'),
+  readiness: probe('readiness', 'a worker gets traffic while it passes'),
+  liveness: probe('liveness', 'a worker that fails it is replaced', 'event-loop, a minute'),
+  warmUp: documented(v.optional(shapes.warmUp()), {
+    means: 'requests to a worker before it gets traffic: so many of /, or 10 of each path',
+    right: 'a whole number up to 10000, or paths such as /,/search (in a file also an object)',
+    value: 'N|PATHS',
+    fromText: warmUpFromText,
+    textInFile: true,
+  }),
+  maxMemory: documented(v.optional(shapes.sizeOf(MIN_MEMORY_BYTES)), {
+    means: 'a worker that takes more is replaced, such as 512M or 2G',
+    right: 'a size such as 512M or 2G, at least 16M',
+    value: 'SIZE',
+  }),
+  maxRequests: documented(v.optional(whole(1)), {
+    means: 'a worker that has answered so many is replaced',
+    right: 'a whole number of at least 1',
+    value: 'N',
+    fromText: number,
+  }),
+  maxAge: maybeTime('a worker that is older is replaced', undefined),
+  hooks: documented(v.optional(shapes.hooks(), {}), {
+    means: 'commands that are run at a moment of a rollout',
+    right: 'an object, in the config file, with a command for beforeSpawn, beforePromote, …',
+  }),
+  hookTimeout: time('60s', 'a hook that runs for longer is killed', 1),
+  metrics: documented(v.optional(shapes.metricsAt()), {
+    means: 'Prometheus metrics, /livez and /readyz: HOST:PORT or the path of a socket',
+    right: 'IP:PORT such as 127.0.0.1:9464, a port of 127.0.0.1, or the path of a unix socket',
+    value: 'WHERE',
+    fromText: number,
+  }),
   control: path(
     'PATH',
     'the control socket',
@@ -153,6 +271,10 @@ const CONFIG: Doc = {
 export const docOf = (key: OuterKey): Doc =>
   (key === 'config' ? CONFIG : docs.get(schema.entries[key])) ?? CONFIG
 
+/** In the config file `"probes": {"readiness": …}` is `"readiness"`; nothing else is in it. */
+export const ROOF = 'probes'
+export const isProbe = (name: string): name is ProbeKind => PROBES.some((kind) => kind === name)
+
 export const flagOf = (key: string) => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
 export const variableOf = (key: string) => `USR2_${key.replace(/[A-Z]/g, '_$&').toUpperCase()}`
 
@@ -163,22 +285,35 @@ export const VARIABLES: ReadonlyMap<string, OuterKey> = new Map(
   outerKeys.map((key) => [variableOf(key), key]),
 )
 
+/** Lines of the help text before the flag of that key. */
+const HEADINGS: Readonly<Partial<Record<OuterKey, string>>> = {
+  workers: 'The app',
+  ready: 'A worker, from its start to its end',
+  strategy: 'Rollouts',
+  startup: 'Probes, limits and hooks',
+  metrics: 'The master',
+}
+
 /** The help text of `usr2 <command>`, which takes the options of `run`. */
 export function usage(command: string): string {
   const rows = flagKeys.map((key) => {
     const { value, means, otherwise } = docOf(key)
     const standard = key === 'config' ? undefined : v.getDefault(schema.entries[key])
     const known = typeof standard === 'string' || typeof standard === 'number' ? standard : otherwise
-    return [`${flagOf(key)} ${value}`, known === undefined ? means : `${means} (${known})`] as const
+    const right = known === undefined ? means : `${means} (${known})`
+    return { left: `${flagOf(key)} ${value}`, right, heading: HEADINGS[key] }
   })
-  const width = Math.max(...rows.map(([left]) => left.length))
+  const width = Math.max(...rows.map(({ left }) => left.length))
   return [
     `Usage: usr2 ${command} [options] <entry> [args…]`,
-    '',
-    ...rows.map(([left, right]) => `  ${left.padEnd(width)}  ${right}`),
+    ...rows.flatMap(({ left, right, heading }) => [
+      ...(heading === undefined ? [] : ['', `${heading}:`]),
+      `  ${left.padEnd(width)}  ${right}`,
+    ]),
     '',
     'In parentheses: what holds when an option is not given. --drain-timeout is also "drainTimeout" in the config',
-    'file and USR2_DRAIN_TIMEOUT in the environment. A TIME is 500ms, 30s, 5m or 1h.',
+    'file and USR2_DRAIN_TIMEOUT in the environment. A TIME is 500ms, 30s, 5m or 1h. A PROBE is',
+    '/path, tcp, tcp:PORT, message, event-loop or none.',
     '',
   ].join('\n')
 }

@@ -7,13 +7,32 @@
  */
 import { basename, dirname, isAbsolute } from 'node:path'
 import { safeParse } from 'valibot'
+import type { BaseIssue, InferOutput } from 'valibot'
 import { MAX_UNIX_PATH_BYTES } from './address.ts'
 import * as paths from './config-paths.ts'
-import { FLAGS, KEYS, VARIABLES, docOf, flagOf, isKey, schema, variableOf } from './config-schema.ts'
+import * as rollout from './config-rollout.ts'
+import type { HookSpec, MetricsAt, ProbeSpec, Strategy, WarmUp } from './config-rollout.ts'
+import {
+  FLAGS,
+  KEYS,
+  ROOF,
+  VARIABLES,
+  docOf,
+  flagOf,
+  isKey,
+  isProbe,
+  schema,
+  variableOf,
+} from './config-schema.ts'
 import type { Key, OuterKey } from './config-schema.ts'
+import { isRule, knownKeys } from './config-shapes.ts'
 import { nearest } from './config-values.ts'
+import { PROBES } from './rollout/state.ts'
+import type { Amount, Analysis, Hook, ProbeKind, Step } from './rollout/state.ts'
 
+export { limitText, parseLimit } from './config-limit.ts'
 export * from './config-paths.ts'
+export type { HookSpec, MetricsAt, ProbeSpec, Strategy, WarmUp } from './config-rollout.ts'
 export { usage } from './config-schema.ts'
 export { parseDuration, parseSize } from './config-values.ts'
 
@@ -37,9 +56,34 @@ export interface Config {
   /** What the app's `keepAliveTimeout` is raised to; null: it stays as it is. */
   readonly keepAliveTimeoutMs: number | null
   readonly websocketDrain: 'close' | 'wait' | 'ignore'
+  /** Whether workers count and time their requests. */
+  readonly statistics: boolean
+  /** Whether Node's inspector may be opened for an instant in a worker whose event loop is blocked. */
+  readonly stackOfBlocked: boolean
   readonly minUptimeMs: number
   readonly maxRestarts: number
   readonly maxDraining: number
+  readonly strategy: Strategy
+  /** The strategy's, or the user's own; the last share is 100%. */
+  readonly steps: readonly Step[]
+  readonly maxSurge: Amount
+  readonly maxUnavailable: Amount
+  /** What becomes of workers whose place is taken before the promotion; follows from the strategy. */
+  readonly replaced: 'parked' | 'drained'
+  readonly minReadyMs: number
+  readonly progressDeadlineMs: number
+  readonly parkForMs: number
+  readonly analysis: Analysis | null
+  readonly onFailure: 'rollback' | 'pause'
+  /** Those that are asked: the liveness probe has a default, which `none` turns off. */
+  readonly probes: Readonly<Partial<Record<ProbeKind, ProbeSpec>>>
+  readonly warmUp: WarmUp | null
+  readonly maxMemoryBytes: number | null
+  readonly maxRequests: number | null
+  readonly maxAgeMs: number | null
+  readonly hooks: Readonly<Partial<Record<Hook, HookSpec>>>
+  readonly hookTimeoutMs: number
+  readonly metrics: MetricsAt | null
   /** What the user said; see `defaultControlPath` for null. */
   readonly control: string | null
   readonly pidFile: string | null
@@ -74,6 +118,8 @@ interface Given {
   readonly value: unknown
   /** Relative paths are seen from here. */
   readonly base: string
+  /** In a file: names a place within the value, such as `"steps[1].hold" in /x/usr2.json`. */
+  readonly inner?: (path: string) => string
 }
 type Givens = Partial<Record<OuterKey, Given>>
 
@@ -192,11 +238,29 @@ function readFile(asked: string | undefined, cwd: string): ConfigFile {
   if (!paths.isObject(content)) return failed(`${place} must be an object, in braces.`)
   const givens: Givens = {}
   const complaints: string[] = []
+  const take = (key: Key, name: string, raw: unknown): void => {
+    const inner = (path: string) => `"${name}${path}" in ${place}`
+    const { fromText, textInFile } = docOf(key)
+    const value = textInFile && typeof raw === 'string' ? (fromText?.(raw) ?? raw) : raw
+    if (givens[key] === undefined) givens[key] = { where: inner(''), raw, value, base: dirname(path), inner }
+    else complaints.push(`${inner('')} is given twice, here and as ${givens[key].where}; give it once.`)
+  }
+  const refuse = (name: string, known: readonly Key[], roof = ''): void => {
+    const hint = didYouMean(name, known, (key) => `"${roof}${key}"`)
+    complaints.push(`"${roof}${name}" in ${place} is no key of usr2${hint}`)
+  }
   for (const [key, value] of Object.entries(content)) {
-    const where = `"${key}" in ${place}`
-    if (isKey(key)) givens[key] = { where, raw: value, value, base: dirname(path) }
-    else if (key !== '$schema')
-      complaints.push(`${where} is no key of usr2${didYouMean(key, KEYS, (k) => `"${k}"`)}`)
+    if (isKey(key)) take(key, key, value)
+    else if (key === ROOF && paths.isObject(value)) {
+      for (const [kind, probe] of Object.entries(value)) {
+        if (isProbe(kind)) take(kind, `${ROOF}.${kind}`, probe)
+        else refuse(kind, PROBES, `${ROOF}.`)
+      }
+    } else if (key === ROOF) {
+      complaints.push(
+        `"${ROOF}" in ${place} is ${show(value)}; it must be an object with ${PROBES.join(', ')}.`,
+      )
+    } else if (key !== '$schema') refuse(key, KEYS)
   }
   return { path, givens, complaints, broken: false }
 }
@@ -225,20 +289,18 @@ export function loadConfig(input: ConfigInput): ConfigResult {
   const givens: Partial<Record<Key, Given>> = { ...file.givens, ...outer }
   const values = Object.entries(givens).map(([key, given]) => [key, given.value] as const)
   const parsed = safeParse(schema, Object.fromEntries(values))
-  const wrong = new Set(parsed.issues?.map((issue) => issue.path?.[0]?.key))
-  for (const key of KEYS.filter((key) => wrong.has(key))) {
+  for (const key of KEYS) {
+    const wrongs = (parsed.issues ?? []).flatMap(innermost).filter(({ path }) => path[0] === key)
     const given = givens[key]
-    if (given !== undefined) complaints.push(`${given.where} is ${show(given.raw)}; ${mustBe(key)}`)
-    else if (!flags.tookUnknown && !file.broken) complaints.push(NO_ENTRY)
+    if (given !== undefined)
+      complaints.push(...new Set(wrongs.map((wrong) => complaintOf(key, given, wrong))))
+    else if (wrongs.length > 0 && !flags.tookUnknown && !file.broken) complaints.push(NO_ENTRY)
   }
-  const { control } = givens
-  const controlPath = pathOf(control) ?? null
-  if (control !== undefined && controlPath !== null && !paths.fitsUnixPath(controlPath)) {
-    const bytes = Buffer.byteLength(controlPath)
-    complaints.push(
-      `${control.where} is ${controlPath}, ${bytes} bytes; the path of a unix socket has room for ${MAX_UNIX_PATH_BYTES}.`,
-    )
-  }
+  const controlPath = pathOf(givens.control) ?? null
+  complaints.push(...tooLong(givens.control))
+  const atPath = String(givens.metrics?.value).includes('/')
+  const metricsPath = atPath ? pathOf(givens.metrics) : undefined
+  if (atPath) complaints.push(...tooLong(givens.metrics))
 
   const cwd = cwdOf(givens, file, here)
   const named =
@@ -247,19 +309,27 @@ export function loadConfig(input: ConfigInput): ConfigResult {
       : { ok: true as const, name: parsed.success ? (parsed.output.name ?? '') : '' }
   // A package.json that is broken was read twice, for its "usr2" and for its name: say it once.
   if (!named.ok && !complaints.includes(named.complaint)) complaints.push(named.complaint)
-  if (complaints.length > 0 || !parsed.success || !named.ok) return { ok: false, complaints }
+  const plan = parsed.success ? planOf(parsed.output, givens) : undefined
+  if (plan !== undefined) complaints.push(...plan.complaints)
+  if (complaints.length > 0 || !parsed.success || !named.ok || plan === undefined) {
+    return { ok: false, complaints }
+  }
 
-  const { startTimeout, drainTimeout, shutdownTimeout, killTimeout, keepAliveTimeout, minUptime, ...value } =
+  const { startTimeout, drainTimeout, shutdownTimeout, killTimeout, keepAliveTimeout, minUptime, ...others } =
     parsed.output
+  const { minReadySeconds, progressDeadline, parkFor, startup, readiness, liveness, ...more } = others
+  const { maxMemory, maxAge, hookTimeout, ...value } = more
   const node = value.node?.includes('/') ? pathOf(givens.node) : value.node
+  const metrics = metricsPath === undefined ? (value.metrics ?? null) : { path: metricsPath }
   const config: Config = {
     ...value,
+    ...plan.rollout,
     entry: paths.joinAsGiven(cwd, value.entry),
-    args: Object.freeze(value.args),
+    args: value.args,
     name: named.name,
     cwd,
     node: node ?? process.execPath,
-    nodeArgs: Object.freeze(value.nodeArgs),
+    nodeArgs: value.nodeArgs,
     envFile: pathOf(givens.envFile) ?? null,
     startTimeoutMs: startTimeout,
     drainTimeoutMs: drainTimeout,
@@ -267,11 +337,144 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     killTimeoutMs: killTimeout,
     keepAliveTimeoutMs: keepAliveTimeout ?? null,
     minUptimeMs: minUptime,
+    minReadyMs: minReadySeconds,
+    progressDeadlineMs: progressDeadline,
+    parkForMs: parkFor ?? rollout.parkForMsOf(plan.rollout.strategy),
+    analysis: value.analysis ?? null,
+    probes: probesOf({ startup, readiness, liveness: liveness ?? rollout.DEFAULT_LIVENESS }),
+    warmUp: value.warmUp ?? null,
+    maxMemoryBytes: maxMemory ?? null,
+    maxRequests: value.maxRequests ?? null,
+    maxAgeMs: maxAge ?? null,
+    hookTimeoutMs: hookTimeout,
+    metrics,
     control: controlPath,
     pidFile: pathOf(givens.pidFile) ?? null,
-    sources: Object.freeze({ file: file.path }),
+    sources: { file: file.path },
   }
-  return { ok: true, config: Object.freeze(config), warnings: variables.warnings }
+  const warnings = [...variables.warnings, ...plan.warnings]
+  if (metrics !== null && givens.metrics !== undefined && !rollout.isLocal(metrics)) {
+    warnings.push(
+      `${givens.metrics.where} is ${show(givens.metrics.raw)}, no address of this machine alone: who can reach it ` +
+        'can read the metrics, which have no password; 127.0.0.1, ::1 or the path of a socket keep them here.',
+    )
+  }
+  return { ok: true, config: freeze(config), warnings }
+}
+
+type Output = InferOutput<typeof schema>
+type KeyGivens = Readonly<Partial<Record<Key, Given>>>
+
+interface Plan {
+  readonly rollout: Pick<Config, 'strategy' | 'steps' | 'maxSurge' | 'maxUnavailable' | 'replaced'>
+  readonly complaints: readonly string[]
+  readonly warnings: readonly string[]
+}
+
+/** How a reload goes: what several keys say together. */
+function planOf(output: Output, givens: KeyGivens): Plan {
+  const complaints: string[] = []
+  const warnings: string[] = []
+  const strategy = output.strategy ?? 'switch'
+  const analysis = output.analysis ?? null
+  if (givens.strategy !== undefined && givens.steps !== undefined) {
+    complaints.push(
+      `${givens.strategy.where} and ${givens.steps.where} are both given; a strategy is a name for a list of steps, ` +
+        'so give one of them.',
+    )
+  }
+  const own = output.steps === undefined ? undefined : rollout.ownSteps(output.steps, analysis)
+  if (output.steps !== undefined && own === undefined) {
+    complaints.push(
+      `${givens.steps?.where} has a step that analyses, and nothing says what; give ${flagOf('analysis')} ` +
+        '"errorRate < 1%", or "analysis" in the config file.',
+    )
+  }
+  const steps = own ?? rollout.stepsOf(strategy, analysis)
+  if (givens.analysis !== undefined && !steps.some(({ k }) => k === 'analyse')) {
+    warnings.push(
+      `${givens.analysis.where} changes nothing: no step analyses. --strategy canary does, and steps with analyse.`,
+    )
+  }
+  const { maxSurge = rollout.surgeOf(strategy), maxUnavailable = rollout.unavailableOf(strategy) } = output
+  if (maxSurge.n === 0 && maxUnavailable.n === 0) {
+    const said = (key: 'maxSurge' | 'maxUnavailable') =>
+      givens[key] === undefined ? `${flagOf(key)} is not given, which means 0` : `${givens[key].where} is 0`
+    complaints.push(
+      `${said('maxSurge')}, and ${said('maxUnavailable')}: no worker could ever be replaced; raise one of them.`,
+    )
+  }
+  const replaced = strategy === 'rolling' ? 'drained' : 'parked'
+  return { rollout: { strategy, steps, maxSurge, maxUnavailable, replaced }, complaints, warnings }
+}
+
+/** Without those that are turned off. */
+function probesOf(
+  given: Readonly<Record<ProbeKind, ProbeSpec | 'none' | undefined>>,
+): Partial<Record<ProbeKind, ProbeSpec>> {
+  const probes: Partial<Record<ProbeKind, ProbeSpec>> = {}
+  for (const kind of PROBES) {
+    const probe = given[kind]
+    if (probe !== undefined && probe !== 'none') probes[kind] = probe
+  }
+  return probes
+}
+
+/** To the bottom. */
+function freeze<T>(value: T): T {
+  if (typeof value === 'object' && value !== null && !Object.isFrozen(value)) {
+    Object.freeze(value)
+    Object.values(value).forEach(freeze)
+  }
+  return value
+}
+
+interface Wrong {
+  readonly issue: BaseIssue<unknown>
+  readonly path: readonly (string | number)[]
+}
+
+/** What an issue is really about: of a union's alternatives the one that the value came nearest to. */
+function innermost(issue: BaseIssue<unknown>): readonly Wrong[] {
+  const path = (issue.path ?? []).map(({ key }) => key as string | number)
+  const alternatives = (issue.issues ?? []).flatMap(innermost)
+  const inside = alternatives.filter((wrong) => wrong.path.length > 0)
+  const best = inside.length > 0 ? inside : alternatives.filter((wrong) => isRule(wrong.issue))
+  if (best.length === 0) return [{ issue, path }]
+  return best.map((wrong) => ({ issue: wrong.issue, path: [...path, ...wrong.path] }))
+}
+
+/** Where, what was given there, and what would be right. */
+function complaintOf(key: Key, given: Given, { issue, path: full }: Wrong): string {
+  const path = full.slice(1).map((name) => (typeof name === 'number' ? `[${name}]` : `.${name}`))
+  const right = path.length > 0 || isRule(issue) ? `it must be ${issue.message}.` : mustBe(key)
+  if (given.inner === undefined || typeof given.raw === 'string') {
+    const whole = `${given.where} is ${show(given.raw)}`
+    const isPart = path.length > 0 && (typeof issue.input === 'string' || typeof issue.input === 'number')
+    return isPart && String(issue.input) !== given.raw
+      ? `${whole}, with ${show(issue.input)} in it; there ${right}`
+      : `${whole}; ${right}`
+  }
+  const where = given.inner(path.join(''))
+  const known = knownKeys(issue)
+  if (known === undefined) {
+    const into = (outer: unknown, name: string | number): unknown =>
+      (outer as Readonly<Record<string | number, unknown>> | null | undefined)?.[name]
+    const raw = full.slice(1).reduce(into, given.raw)
+    return `${where} is ${raw === undefined ? 'not given' : show(raw)}; ${right}`
+  }
+  const guess = nearest(String(full.at(-1)), known)
+  const hint = guess === undefined ? `known there are ${known.join(', ')}.` : `did you mean "${guess}"?`
+  return `${where} is no key of usr2; ${hint}`
+}
+
+function tooLong(given: Given | undefined): readonly string[] {
+  const path = pathOf(given)
+  if (given === undefined || path === undefined || paths.fitsUnixPath(path)) return []
+  const bytes = Buffer.byteLength(path)
+  return [
+    `${given.where} is ${path}, ${bytes} bytes; the path of a unix socket has room for ${MAX_UNIX_PATH_BYTES}.`,
+  ]
 }
 
 /**
@@ -305,7 +508,8 @@ function show(raw: unknown): string {
 
 /** The keys that differ and that a running master cannot change: only a restart can. */
 export function needsRestart(running: Config, wanted: Config): string[] {
-  return (['name', 'control', 'pidFile', 'logLevel'] as const).filter((key) => running[key] !== wanted[key])
+  const fixed = ['name', 'control', 'pidFile', 'logLevel', 'metrics'] as const
+  return fixed.filter((key) => JSON.stringify(running[key]) !== JSON.stringify(wanted[key]))
 }
 
 /** Whether `argv` (what follows `usr2 run`) asks us, not the app, for help. */

@@ -16,6 +16,8 @@ interface Guest {
   onResume(listener: () => unknown): void
   onShutdown(name: string, close: () => unknown, options?: ShutdownOptions): void
   whileLeader(run: (signal: AbortSignal) => unknown): Promise<void>
+  /** None in an older guest. */
+  onProbe?(answer: OnProbe): void
 }
 
 const guest = (globalThis as { [key: symbol]: unknown })[Symbol.for('usr2.guest.v1')] as Guest | undefined
@@ -66,6 +68,24 @@ export function onDrain(listener: (timeoutMs: number) => unknown): void {
 export function onResume(listener: () => unknown): void {
   mustBeFunction(listener, 'onResume')
   guest?.onResume(listener)
+}
+
+/** Which probe asks: see docs/probes.md. */
+export type ProbeKind = 'startup' | 'readiness' | 'liveness'
+
+/** `false`, an error or a rejection is a failure, with the error's message as its reason; all else is none. */
+export type OnProbe = (probe: ProbeKind) => boolean | void | Promise<boolean | void>
+
+/**
+ * Answers the probes of kind `message` (docs/probes.md), each within the probe's timeout. Without such a function a worker
+ * passes them from when it has said that it is {@link ready}. Several functions are asked at the same time, and all must
+ * agree: each speaks for its part of the app.
+ *
+ * @throws TypeError when it is no function
+ */
+export function onProbe(answer: OnProbe): void {
+  mustBeFunction(answer, 'onProbe')
+  guest?.onProbe?.(answer)
 }
 
 export interface ShutdownOptions {

@@ -65,6 +65,10 @@ export interface GuestConfig {
   /** What `keepAliveTimeout` of the app's servers is raised to. */
   readonly keepAliveTimeoutMs: number | null
   readonly websocketDrain: WebsocketDrain
+  /** Whether requests are counted and timed for {@link Statistics}. */
+  readonly statistics: boolean
+  /** Where Node's inspector would listen after SIGUSR1, which is then not kept (src/master/blocked.ts); null: it is kept. */
+  readonly inspectorPort: number | null
   /** The user's own `$PWD`, not resolved: `./app.sock` is one listener across releases. */
   readonly pwd: string
 }
@@ -389,7 +393,11 @@ const isStatistics = (x: unknown): boolean =>
   x.latency.length <= LATENCY_BUCKETS &&
   x.latency.every(
     (pair: unknown) =>
-      Array.isArray(pair) && isCount(pair[0]) && pair[0] < LATENCY_BUCKETS && isCount(pair[1]),
+      Array.isArray(pair) &&
+      isCount(pair[0]) &&
+      Number.isInteger(pair[0]) &&
+      pair[0] < LATENCY_BUCKETS &&
+      isCount(pair[1]),
   )
 
 const isSlowest = (x: unknown): x is Slowest =>

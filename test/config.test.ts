@@ -6,6 +6,7 @@ import t from 'tap'
 import { configJsonSchema } from '../src/config-jsonschema.ts'
 import * as c from '../src/config.ts'
 import { nearest, parseJson } from '../src/config-values.ts'
+import { PROBES } from '../src/rollout/state.ts'
 
 type Input = { argv?: string[]; env?: NodeJS.ProcessEnv; cwd: string }
 const load = ({ argv = [], env = {}, cwd }: Input) => c.loadConfig({ argv, env, cwd })
@@ -42,16 +43,46 @@ void t.test('an entry alone is enough: defaults', async (t) => {
     killTimeoutMs: 5_000,
     keepAliveTimeoutMs: null,
     websocketDrain: 'close',
+    statistics: true,
+    stackOfBlocked: true,
     minUptimeMs: 30_000,
     maxRestarts: 8,
     maxDraining: 2,
+    strategy: 'switch',
+    steps: [{ k: 'share', percent: 100 }],
+    maxSurge: { k: 'percent', n: 100 },
+    maxUnavailable: { k: 'workers', n: 0 },
+    replaced: 'parked',
+    minReadyMs: 0,
+    progressDeadlineMs: 600_000,
+    parkForMs: 0,
+    analysis: null,
+    onFailure: 'rollback',
+    probes: {
+      liveness: {
+        target: { k: 'event-loop' },
+        initialDelayMs: 0,
+        periodMs: 10_000,
+        timeoutMs: 10_000,
+        successThreshold: 1,
+        failureThreshold: 6,
+      },
+    },
+    warmUp: null,
+    maxMemoryBytes: null,
+    maxRequests: null,
+    maxAgeMs: null,
+    hooks: {},
+    hookTimeoutMs: 60_000,
+    metrics: null,
     control: null,
     pidFile: null,
     logLevel: 'info',
     sources: { file: null },
   })
-  const parts = [config, config.args, config.nodeArgs, config.sources]
+  const parts = [config, config.args, config.nodeArgs, config.sources, config.steps[0], config.maxSurge]
   t.ok(parts.every(Object.isFrozen), 'frozen to the bottom')
+  t.ok(Object.isFrozen(config.probes.liveness?.target))
 })
 
 void t.test(
@@ -124,7 +155,7 @@ void t.test(
       '--pid-file was given without a value; it must be the path of a file.',
       `"wrokers" in ${file} is no key of usr2; did you mean "workers"?`,
       `"config" in ${file} is no key of usr2.`,
-      `"args" in ${file} is ["a",1]; it must be a list of strings.`,
+      `"args[1]" in ${file} is 1; it must be a string without NUL bytes.`,
       '--workers is "0"; it must be a whole number from 1 to 1024, or auto.',
       '--name is empty; it must be a name of at most 64 characters without slashes and control characters, and not "." or "..".',
       `"ready" in ${file} is null; it must be listen or message.`,
@@ -257,6 +288,9 @@ void t.test('a reload reads everything anew', async (t) => {
   t.match([before.workers, after.workers], [1, 2])
   t.strictSame(c.needsRestart(before, after), ['name', 'control', 'pidFile', 'logLevel'])
   t.strictSame(c.needsRestart(before, { ...before, workers: 5 }), [])
+  const at = (port: number) => ({ ...before, metrics: { host: '127.0.0.1', port } })
+  t.strictSame(c.needsRestart(at(1), at(1)), [])
+  t.strictSame(c.needsRestart(at(1), at(2)), ['metrics'])
   writeFileSync(join(cwd, 'c.json'), '{"workers": ')
   t.match(bad(input), [/c\.json, line 1, column 1\d: this is not JSON/])
 })
@@ -351,13 +385,16 @@ void t.test('the JSON Schema and the help text know every key', async (t) => {
   t.notOk('required' in json, 'the entry may come from the command line')
   const properties = json['properties'] as Record<string, { description?: string; default?: unknown }>
   const cwd = t.testdir({ 'package.json': shop })
-  const keys = Object.keys(good(run(cwd, 'x.js'))).map((key) => key.replace(/Ms$/, ''))
-  t.strictSame(Object.keys(properties).sort(), [...keys.filter((key) => key !== 'sources'), '$schema'].sort())
+  const derived = ['sources', 'replaced', 'minReady']
+  const fields = Object.keys(good(run(cwd, 'x.js'))).map((key) => key.replace(/Ms$|Bytes$/, ''))
+  const keys = [...fields.filter((key) => !derived.includes(key)), 'minReadySeconds', ...PROBES]
+  t.strictSame(Object.keys(properties).sort(), [...keys, '$schema'].sort())
   t.ok(Object.entries(properties).every(([key, p]) => key === '$schema' || p.description))
   t.equal(properties['drainTimeout']?.default, '30s')
 
   const help = c.usage('run')
-  for (const key of [...keys.filter((key) => !['sources', 'entry', 'args'].includes(key)), 'config']) {
+  const noFlags = ['entry', 'args', 'hooks', 'probes']
+  for (const key of [...keys.filter((key) => !noFlags.includes(key)), 'config']) {
     t.match(help, `  --${key.replace(/[A-Z]/g, (l) => `-${l.toLowerCase()}`)} `)
   }
   t.match(help, /--drain-timeout TIME +an old .*\(30s\)/)

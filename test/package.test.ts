@@ -53,6 +53,7 @@ t.test('the packages hold what is needed, and nothing else', async (t) => {
   t.same(usr2.files.map(({ path }) => path).sort(), [
     'LICENSE',
     'README.md',
+    'dist/blocked.mjs',
     'dist/cli.mjs',
     'dist/config.schema.json',
     'dist/drill-load.mjs',
@@ -61,6 +62,7 @@ t.test('the packages hold what is needed, and nothing else', async (t) => {
     'dist/index.d.cts',
     'dist/index.d.mts',
     'dist/index.mjs',
+    'dist/metrics.mjs',
     'dist/preload.cjs',
     'dist/pretty.mjs',
     'package.json',

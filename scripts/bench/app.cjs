@@ -1,11 +1,13 @@
 'use strict'
-// What every benchmark serves: bare, under usr2 and under its peers, unchanged. PORT, BOOT_MS (waiting) and
-// BOOT_CPU_MS (at work, as a framework is that reads and compiles its modules) before listen.
+// What every benchmark serves: bare, under usr2 and under its peers, unchanged. PORT, BOOT_MS (waiting), BOOT_STEP_MS
+// (as long again for each slot below this one's) and BOOT_CPU_MS (at work, as a framework is that reads and compiles its
+// modules) before listen. REUSE_PORT: a socket of its own on that port (Node 22.12 and newer).
 // GET / | /slow?ms= | /stream?ms= | /work?ms= (of processor time) tell the pid; POST /echo gives back the body. The path of `GET /` costs next to
 // nothing on purpose: whatever a supervisor adds to a request is seen at its largest beside it.
 const http = require('node:http')
 
-const { PORT, BOOT_MS = '0', BOOT_CPU_MS = '0', PM2_DOCS_SHUTDOWN, SAY_BOOT } = process.env
+const { PORT, BOOT_MS = '0', BOOT_STEP_MS = '0', BOOT_CPU_MS = '0', USR2_SLOT = '0' } = process.env
+const { REUSE_PORT, PM2_DOCS_SHUTDOWN, SAY_BOOT } = process.env
 const me = JSON.stringify({ pid: process.pid })
 
 const cpuMs = () => {
@@ -49,7 +51,8 @@ if (SAY_BOOT) {
 }
 
 work(Number(BOOT_CPU_MS))
-setTimeout(() => server.listen(Number(PORT), '127.0.0.1'), Number(BOOT_MS))
+const where = { port: Number(PORT), host: '127.0.0.1', reusePort: REUSE_PORT !== undefined }
+setTimeout(() => server.listen(where), Number(BOOT_MS) + Number(BOOT_STEP_MS) * Number(USR2_SLOT))
 
 // The handler that PM2's documentation shows, for the peer that asks for it.
 if (PM2_DOCS_SHUTDOWN) process.on('SIGINT', () => server.close(() => process.exit(0)))

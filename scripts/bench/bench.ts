@@ -18,6 +18,7 @@ export { sleep }
 const HERE = dirname(fileURLToPath(import.meta.url))
 export const APP = join(HERE, 'app.cjs')
 export const CLUSTER_PEER = join(HERE, 'peers', 'cluster.cjs')
+export const TURNS_PEER = join(HERE, 'peers', 'turns.cjs')
 export const DEFAULT_CLI = join(HERE, '..', '..', 'dist', 'cli.mjs')
 
 const TOKEN = 'BENCH_TOKEN'

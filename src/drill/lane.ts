@@ -321,7 +321,7 @@ class Connection implements ResponseSink {
     const { echo } = this.#plan
     this.#world.answered(this.#plan, head.status)
     if (!this.#plan.good(head.status)) {
-      this.#world.badStatus(this.#plan, head.status, this.#sentAt)
+      this.#world.badStatus(this.#plan, head.status, this.#sentAt, this.#text)
     } else if (echo !== null && !(this.#bodyIsEcho && this.#bodyBytes === echo.length)) {
       const text = `${this.#bodyBytes} bytes that are not the ${echo.length} that were sent`
       this.#world.fail(this.#plan, 'malformed', text, this.#sentAt)

@@ -71,6 +71,8 @@ export interface LoadResult extends TallyResult {
   /** A request counts in the phase in which it ended. */
   readonly phases: readonly PhaseResult[]
   readonly versions: Readonly<Record<string, VersionCount>>
+  /** Of `status` failures, by the version that answered: `{ '2.0.0': { 500: 12 } }`. */
+  readonly statusesByVersion: Readonly<Record<string, Readonly<Record<string, number>>>>
   /** The first 10 failures of each class and traffic. */
   readonly details: readonly Detail[]
 }

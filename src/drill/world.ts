@@ -52,6 +52,7 @@ export class World {
   readonly #versionOfBody = new Map<string, string | null>()
   readonly #versions = new Map<string, { -readonly [K in keyof VersionCount]: VersionCount[K] }>()
   readonly #statuses = new Map<number, number>()
+  readonly #statusesByVersion = new Map<string, Map<number, number>>()
   readonly #details: Detail[] = []
   readonly #answers: readonly Map<number, number>[]
   readonly #webSocketEnds = new Map<string, number>()
@@ -164,20 +165,20 @@ export class World {
     })
   }
 
-  badStatus(plan: Plan, status: number, sentAt: number): void {
+  /** @param latin1 the bytes of the body, one character each, where they are at hand */
+  badStatus(plan: Plan, status: number, sentAt: number, latin1 = ''): void {
     this.#statuses.set(status, (this.#statuses.get(status) ?? 0) + 1)
+    const version = this.#versionIn(latin1)
+    if (version !== null) {
+      const statuses = this.#statusesByVersion.get(version) ?? new Map<number, number>()
+      this.#statusesByVersion.set(version, statuses.set(status, (statuses.get(status) ?? 0) + 1))
+    }
     this.fail(plan, 'status', `status ${status}`, sentAt)
   }
 
   /** `latin1`: the bytes of the body, one character each. */
   sawBody(latin1: string): void {
-    // Nearly all bodies of a run are the same few, and parsing JSON costs more than all the rest of a response.
-    let version = this.#versionOfBody.get(latin1)
-    if (version === undefined) {
-      version = this.#versionOf(Buffer.from(latin1, 'latin1').toString()) ?? null
-      if (this.#versionOfBody.size >= 256) this.#versionOfBody.clear()
-      this.#versionOfBody.set(latin1, version)
-    }
+    const version = this.#versionIn(latin1)
     if (version === null) return
     const phase = this.#phase
     phase.versions.set(version, (phase.versions.get(version) ?? 0) + 1)
@@ -190,6 +191,17 @@ export class World {
       count.responses++
       count.lastAtMs = atMs
     }
+  }
+
+  #versionIn(latin1: string): string | null {
+    // Nearly all bodies of a run are the same few, and parsing JSON costs more than all the rest of a response.
+    let version = this.#versionOfBody.get(latin1)
+    if (version === undefined) {
+      version = this.#versionOf(Buffer.from(latin1, 'latin1').toString()) ?? null
+      if (this.#versionOfBody.size >= 256) this.#versionOfBody.clear()
+      this.#versionOfBody.set(latin1, version)
+    }
+    return version
   }
 
   sweep(): void {
@@ -234,6 +246,9 @@ export class World {
         }
       }),
       versions: Object.fromEntries([...this.#versions].map(([version, count]) => [version, { ...count }])),
+      statusesByVersion: Object.fromEntries(
+        [...this.#statusesByVersion].map(([version, statuses]) => [version, Object.fromEntries(statuses)]),
+      ),
       details: [...this.#details],
     }
   }

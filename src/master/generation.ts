@@ -6,7 +6,8 @@ import { closeSync, existsSync, openSync, readFileSync, readSync, realpathSync, 
 import { basename, dirname, extname, join } from 'node:path'
 import { readEnvFile } from '../config.ts'
 import type { Config } from '../config.ts'
-import type { Policy } from '../rollout/state.ts'
+import { HOOKS, PROBES } from '../rollout/state.ts'
+import type { Policy, ProbeKind, ProbePolicy } from '../rollout/state.ts'
 import { inspectNode } from './node-binary.ts'
 import { NOTIFY_ENV_KEYS } from './systemd.ts'
 
@@ -88,6 +89,29 @@ export async function pinGeneration(config: Config, env: NodeJS.ProcessEnv): Pro
   }
 }
 
+/**
+ * The same version once more, for a rollback that boots it.
+ *
+ * @param pinned of generation `id`, if it is kept
+ * @returns the pin; or why what would boot is not what served then: a deploy in place leaves nothing to go back to
+ */
+export function pinAgain(id: number, pinned: Pinned | undefined): PinResult {
+  if (pinned === undefined) return { ok: false, reasons: [`Nothing is kept of generation ${id}.`] }
+  const { entry, cwd } = pinned
+  const gone = [cwd, entry].find((path) => !existsSync(path))
+  if (gone !== undefined) {
+    const reason = `Generation ${id} cannot be booted again: ${gone} is gone.`
+    return { ok: false, reasons: [reason] }
+  }
+  if (hasChanged(pinned)) {
+    const reason =
+      `Generation ${id} cannot be booted again: ${entry}, its package.json or its lock file has been changed in place since. ` +
+      'Deploy each version into a directory of its own, or keep the previous generation alive with --park-for.'
+    return { ok: false, reasons: [reason] }
+  }
+  return { ok: true, pinned }
+}
+
 /** Whether the code on disk is not what was pinned any more: deployed in place, or gone. */
 export function hasChanged({ entry, fingerprint: pinned }: Pinned): boolean {
   return fingerprint(entry) !== pinned
@@ -96,11 +120,37 @@ export function hasChanged({ entry, fingerprint: pinned }: Pinned): boolean {
 export function policyOf(config: Config): Policy {
   const { ready, startTimeoutMs, shutdownTimeoutMs, killTimeoutMs, keepAliveTimeoutMs } = config
   const { minUptimeMs, maxRestarts, maxDraining, workers } = config
+  const { steps, maxSurge, maxUnavailable, replaced, onFailure, hooks, hookTimeoutMs } = config
+  const { minReadyMs, progressDeadlineMs, parkForMs } = config
   // What we make the app promise has to fit in.
   const promisedMs = keepAliveTimeoutMs === null ? 0 : keepAliveTimeoutMs + PROMISE_MARGIN_MS
   const drainTimeoutMs = Math.max(config.drainTimeoutMs, promisedMs)
   const times = { startTimeoutMs, drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs, minUptimeMs }
-  return { slots: workers, ready, ...times, maxRestarts, maxDraining, grantTimeoutMs: GRANT_TIMEOUT_MS }
+  const probes: Partial<Record<ProbeKind, ProbePolicy>> = {}
+  for (const kind of PROBES) {
+    const spec = config.probes[kind]
+    if (spec === undefined) continue
+    const { target: _, ...policy } = spec
+    probes[kind] = policy
+  }
+  return {
+    slots: workers,
+    ...{ steps, maxSurge, maxUnavailable, replaced, minReadyMs, progressDeadlineMs, parkForMs, onFailure },
+    probes,
+    warmUp: config.warmUp !== null,
+    hooks: HOOKS.filter((hook) => hooks[hook] !== undefined),
+    hookTimeoutMs,
+    replaceAt: {
+      memoryBytes: config.maxMemoryBytes,
+      requests: config.maxRequests,
+      ageMs: config.maxAgeMs,
+    },
+    ready,
+    ...times,
+    maxRestarts,
+    maxDraining,
+    grantTimeoutMs: GRANT_TIMEOUT_MS,
+  }
 }
 
 /** The longest that a stop may take: what a unit's TimeoutStopSec must exceed. */

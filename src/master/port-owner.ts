@@ -39,7 +39,7 @@ function udpInodes(port: number): Set<string> {
  * The rows of listening sockets, which the kernel puts first: read no further. With 60,000 connections in TIME_WAIT
  * the whole file takes the kernel and us 0.5 to 2 s, in which the master would do nothing else.
  */
-function listening(path: string): string[][] {
+export function listening(path: string): string[][] {
   const found: string[][] = []
   try {
     const fd = openSync(path, 'r')

@@ -4,8 +4,10 @@ import './v8-flags.ts'
 import { accessSync, constants, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { StackReader, busyness } from './blocked.ts'
 import { defaultControlPath, loadConfig, needsRestart, startDirectory } from '../config.ts'
 import type { Config } from '../config.ts'
+import type { MetricsAt } from '../config.ts'
 import { openControl } from './control.ts'
 import type { Control } from './control.ts'
 import { hasTerminal, letGoOfTerminal, listenToSignals } from './early-signals.ts'
@@ -13,6 +15,7 @@ import { pinGeneration, stopBudgetMs } from './generation.ts'
 import type { PinResult } from './generation.ts'
 import { isAlive } from './leftovers.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
+import type { Metrics } from './metrics.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
 import { createLogger, ownVersion } from './report.ts'
 import { seconds } from './words.ts'
@@ -57,6 +60,8 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
 
   const notifier = createNotifier({ env: process.env, log })
   let control: Control | undefined
+  let metrics: Metrics | undefined
+  let stacks: StackReader | undefined
   let runtime: string | undefined
   let end: (status: number) => void = () => {}
   const ended = new Promise<number>((resolve) => (end = resolve))
@@ -72,10 +77,21 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       pin,
       onServing: () => writePid(config, log),
       onEnd: (status) => end(status),
+      inspectorPort: () => stacks?.port ?? null,
+      async lookInto(pid) {
+        // First what it does by itself: the look at its stack stops it.
+        const doing = await busyness(pid)
+        const stack = (await stacks?.look(pid)) ?? null
+        return doing === null ? stack : [doing, ...(stack === null ? [] : [stack])].join('\n')
+      },
     })
     // The socket is what tells a second master of the same name, so it comes before anything is started.
     control = await openControl({ path: place.path, face, log })
     preload()
+    if (config.stackOfBlocked) {
+      stacks = await StackReader.open({ helper: join(preload(), 'blocked.mjs'), log })
+    }
+    if (config.metrics !== null) metrics = await openMetricsOf(face, config.metrics, log)
     const { policy } = first.pinned
     log.info(
       { event: 'starting', usr2: ownVersion(), node: process.versions.node, control: place.path },
@@ -92,6 +108,8 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     // Before the control socket, which takes its own empty directory away.
     if (runtime) rmSync(runtime, { recursive: true, force: true })
     await control?.close()
+    await metrics?.close()
+    await stacks?.close()
     removePid(config, log)
     await notifier.flush()
     notifier.close()
@@ -101,6 +119,17 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
 function complain(status: 1 | 2, complaints: readonly string[]): number {
   for (const complaint of complaints) process.stderr.write(`usr2: ${complaint}\n`)
   return status
+}
+
+/** prom-client is loaded only by a master that is asked for it: 1 to 3 MB of its memory. */
+async function openMetricsOf(face: Supervisor, listen: MetricsAt, log: Log): Promise<Metrics> {
+  const { openMetrics } = await import('./metrics.ts')
+  const metrics = await openMetrics({
+    ...{ listen, log, status: () => face.status() },
+    ...{ totals: () => face.totals(), verdicts: () => face.verdicts() },
+  })
+  log.info({ event: 'metrics', address: metrics.address }, `metrics on ${metrics.address}`)
+  return metrics
 }
 
 type Log = Awaited<ReturnType<typeof createLogger>>
@@ -147,10 +176,13 @@ function takeSignals(supervisor: Supervisor, log: Log, env: NodeJS.ProcessEnv): 
         return supervisor.stop(supervisor.stopping ? 'now' : 'graceful')
       case 'SIGQUIT':
         return supervisor.stop('graceful')
-      case 'SIGUSR1':
       case 'SIGTTIN':
       case 'SIGTTOU':
-        // Reopening logs and changing the number of slots come with a later version; never fatal.
+        return supervisor.order({ k: 'scale-by', by: signal === 'SIGTTIN' ? 1 : -1 }, (problem) => {
+          if (problem !== null) log.warn({ event: 'refused', signal }, problem)
+        })
+      case 'SIGUSR1':
+        // Reopening logs comes with a later version; never fatal.
         return
     }
   })
@@ -170,7 +202,7 @@ function canWrite(directory: string): boolean {
 }
 
 /**
- * A directory of this master's own beside its control socket, with a copy of the guest: an `npm ci` or an upgrade
+ * A directory of this master's own beside its control socket, with a copy of the guest and of the helper that looks into blocked workers: an `npm ci` or an upgrade
  * on disk never mixes versions. What a killed master of the same name left is swept.
  */
 function makeRuntimeDirectory(control: string, name: string): string {
@@ -184,7 +216,7 @@ function makeRuntimeDirectory(control: string, name: string): string {
   rmSync(directory, { recursive: true, force: true })
   mkdirSync(directory, { mode: 0o755 })
   try {
-    copyFileSync(guestFile(), join(directory, 'preload.cjs'))
+    for (const name of ['preload.cjs', 'blocked.mjs']) copyFileSync(builtFile(name), join(directory, name))
   } catch (error) {
     rmSync(directory, { recursive: true, force: true })
     throw error
@@ -193,6 +225,6 @@ function makeRuntimeDirectory(control: string, name: string): string {
 }
 
 /** Beside the built CLI. */
-function guestFile(): string {
-  return join(dirname(fileURLToPath(import.meta.url)), 'preload.cjs')
+function builtFile(name: string): string {
+  return join(dirname(fileURLToPath(import.meta.url)), name)
 }

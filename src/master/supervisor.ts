@@ -7,7 +7,7 @@
 import type { Config } from '../config.ts'
 import { MAX_DRAIN_MS } from '../protocol.ts'
 import type { FromWorker, Held, KnownListener } from '../protocol.ts'
-import { accepts, currentOf, holder, roleOf, serves, stateOf } from '../rollout/questions.ts'
+import { currentOf, holder, serves, stateOf } from '../rollout/questions.ts'
 import { initialState } from '../rollout/state.ts'
 import type {
   Announcement,
@@ -16,23 +16,35 @@ import type {
   Event,
   Fact,
   GenerationId,
+  Judgement,
+  Memory,
+  Order,
+  OrderId,
+  ProbeKind,
   State,
   Verdict as Decision,
   WorkerId,
 } from '../rollout/state.ts'
 import { step } from '../rollout/step.ts'
 import { deadline } from '../rollout/timers.ts'
-import type { Asker, Drained, Face, Progress, Status, Verdict, Wait, WorkerStatus } from './face.ts'
-import { hasChanged, stopBudgetMs } from './generation.ts'
+import { Announcer } from './announcer.ts'
+import { Bans } from './bans.ts'
+import { Books } from './books.ts'
+import type { Asker, Drained, Face, RollbackRequest, Status, Verdict, Wait } from './face.ts'
+import { hasChanged, pinAgain } from './generation.ts'
 import type { Pinned, PinResult } from './generation.ts'
+import { Hooks, hookEnvironment } from './hooks.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
 import { ledgerText, sumOf } from './ledger.ts'
 import type { Ledger } from './ledger.ts'
 import { Listeners } from './listeners.ts'
-import { ownVersion, verdictText } from './report.ts'
+import { freeBytes, rssBytes, workerBytes } from './memory.ts'
+import { verdictText } from './report.ts'
 import type { Logger } from './report.ts'
+import { statusOf } from './status.ts'
 import { MAX_YIELD_MS, canRaise, lower, raise } from './niceness.ts'
 import type { Notifier } from './systemd.ts'
+import type { GenerationTotals, Verdicts } from './totals.ts'
 import { TicketKeys } from './ticket-keys.ts'
 import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
@@ -45,6 +57,8 @@ const MAX_TIMER_MS = 2 ** 31 - 1
 const MAX_NAMED_CUTS = 20
 /** How long a verdict waits for the old generation to have stopped accepting. */
 const WITHDRAWAL_TIMEOUT_MS = 2_000
+/** How often the memory of the workers is looked at: a leak takes minutes, a look 50 µs. */
+const WEIGH_EVERY_MS = 5_000
 /** A stop or a slow start that progresses asks the service manager for so much more time at once. */
 const EXTENSION_MS = 10_000
 
@@ -60,6 +74,10 @@ export interface SupervisorParts {
   onServing(): void
   /** No worker is left and every listener is closed. */
   onEnd(status: 0 | 1): void
+  /** Where the inspector of a blocked worker would listen; null: it never does. */
+  inspectorPort(): number | null
+  /** What a process whose event loop does not answer is at, in a few lines; null: nobody can tell. */
+  lookInto(pid: number): Promise<string | null>
 }
 
 interface Ask {
@@ -95,9 +113,15 @@ export class Supervisor implements Face {
   private readonly lowered = new Set<WorkerId>()
   private readonly canRaise = canRaise()
   private readonly stopped: (() => void)[] = []
+  private readonly hooks = new Hooks()
+  private readonly books = new Books()
+  private readonly bans = new Bans()
+  private readonly announcer: Announcer
+  private readonly orders = new Map<OrderId, (problem: string | null) => void>()
   private lastAsk = 0
+  private lastOrder = 0
   private lastVerdict: Verdict | null = null
-  private reloadId: string | null = null
+  private lastJudgement: Judgement | null = null
   private stopBy: number | null = null
   private readonly startedAt = performance.now()
 
@@ -105,12 +129,26 @@ export class Supervisor implements Face {
     this.parts = parts
     this.log = parts.log
     this.listeners = new Listeners({ log: parts.log, onHeld: (known) => this.tellHeld(known) })
+    this.announcer = new Announcer({
+      ...{ log: parts.log, notifier: parts.notifier, handles: this.handles, pinned: this.pinned },
+      state: () => this.state,
+      statusLine: () => this.statusLine(),
+      listeners: () => this.keys(),
+      verdict: (decision) => this.verdict(decision),
+      progress: (progress) => {
+        const { top } = this.state
+        if (top.k !== 'rolling-out') return
+        for (const id of top.rollout.asks) this.asks.get(id)?.asker.progress(progress)
+      },
+    })
   }
 
   start(pinned: Pinned): void {
     this.pinned.set(this.state.nextGeneration, pinned)
     this.dispatch({ e: 'started', policy: pinned.policy })
+    this.scales = setInterval(() => this.weighAll(), WEIGH_EVERY_MS)
   }
+  private scales: NodeJS.Timeout | undefined
 
   // --- the loop -------------------------------------------------------------------------------------------------
 
@@ -153,11 +191,32 @@ export class Supervisor implements Face {
   private perform(command: Command): void {
     switch (command.c) {
       case 'pin':
-        return void this.pin(command.reload)
+        return void this.pin(command.reload, command.of)
       case 'spawn':
         return this.spawn(command.worker, command.generation, command.slot)
       case 'open':
         return void this.open(command.worker, command.key)
+      case 'withdraw':
+        return this.handles.get(command.worker)?.send({ t: 'withdraw', key: command.key })
+      case 'probe':
+        return this.probe(command.worker, command.probe, command.nth, command.timeoutMs)
+      case 'warm-up':
+        return this.warmUp(command.worker)
+      case 'look-into':
+        return void this.lookInto(command.worker)
+      case 'run-hook':
+        return void this.runHook(command)
+      case 'measure': {
+        const { reload, candidate, current, overMs } = command
+        const figures = (of: GenerationId) => this.books.figuresOver(of, overMs, performance.now())
+        return this.dispatch({
+          ...{ e: 'measured', reload, candidate: figures(candidate), current: figures(current) },
+        })
+      }
+      case 'reply':
+        this.orders.get(command.order)?.(command.problem)
+        this.orders.delete(command.order)
+        return
       case 'drain': {
         const handle = this.handles.get(command.worker)
         const policy = this.pinned.get(handle?.generation ?? -1)?.policy
@@ -195,7 +254,8 @@ export class Supervisor implements Face {
         for (const handle of this.handles.values()) handle.send({ t: 'forget', key: command.key })
         return
       case 'unpin':
-        return this.unpin(command.generation)
+        this.pinned.delete(command.generation)
+        return
       case 'answer':
         return this.answer(command.ask, command.verdict)
       case 'announce':
@@ -207,15 +267,108 @@ export class Supervisor implements Face {
 
   // --- hands ----------------------------------------------------------------------------------------------------
 
-  private async pin(reload: string): Promise<void> {
-    const result = await this.parts.pin().catch((error: unknown): PinResult => {
+  /** @param of the generation whose version it is to be again; null: what is on disk */
+  private async pin(reload: string, of: GenerationId | null): Promise<void> {
+    const earlier = of === null ? undefined : this.pinned.get(of)
+    const pinning = of === null ? this.parts.pin() : Promise.resolve(pinAgain(of, earlier))
+    const result = await pinning.catch((error: unknown): PinResult => {
       return { ok: false, reasons: [`reading the new version failed: ${String(error)}`] }
     })
     if (!result.ok) return this.dispatch({ e: 'pin-failed', reload, reasons: result.reasons })
     const { top } = this.state
     if (top.k !== 'rolling-out' || top.rollout.id !== reload || top.rollout.doing.k !== 'pinning') return
     this.pinned.set(this.state.nextGeneration, result.pinned)
-    this.dispatch({ e: 'pinned', reload, policy: result.pinned.policy })
+    const known = of === null ? this.bans.of(result.pinned) : null
+    if (known !== null) this.log.warn({ event: 'rolled-back-before', reload }, known)
+    this.dispatch({ e: 'pinned', reload, policy: result.pinned.policy, memory: this.memory() })
+  }
+
+  /** What can be had, and what a worker takes; null where this system does not tell. */
+  private memory(): Memory | null {
+    const current = currentOf(this.state.top)
+    const taken = [...this.handles.values()].flatMap(({ generation, pid }) =>
+      generation === current && pid !== null ? (workerBytes(pid) ?? []) : [],
+    )
+    const free = freeBytes()
+    if (free === null || taken.length === 0) return null
+    return { freeBytes: free, workerBytes: taken.reduce((sum, bytes) => sum + bytes, 0) / taken.length }
+  }
+
+  private probe(id: WorkerId, kind: ProbeKind, nth: number, timeoutMs: number): void {
+    const handle = this.handles.get(id)
+    const target = this.pinned.get(handle?.generation ?? -1)?.config.probes[kind]?.target
+    if (!handle || !target) return
+    handle.send({ t: 'probe', id: handle.expectProbe(kind, nth), kind, target, timeoutMs })
+  }
+
+  private warmUp(id: WorkerId): void {
+    const handle = this.handles.get(id)
+    const pinned = this.pinned.get(handle?.generation ?? -1)
+    const warmUp = pinned?.config.warmUp
+    if (!handle || !warmUp) return
+    const { paths, count } = warmUp
+    handle.send({ t: 'warm-up', paths, count: count * paths.length, timeoutMs: pinned.policy.startTimeoutMs })
+  }
+
+  /** What blocks an event loop, in the log: the worker will not be there for long to be asked. */
+  private async lookInto(id: WorkerId): Promise<void> {
+    const handle = this.handles.get(id)
+    if (!handle || handle.pid === null) return
+    const found = await this.parts.lookInto(handle.pid)
+    if (found === null) return
+    const text = `slot ${handle.slot} (pid ${handle.pid}): ${found}`
+    this.log.warn({ ...handle.facts, event: 'blocked', stack: found }, text)
+  }
+
+  private async runHook(command: Extract<Command, { c: 'run-hook' }>): Promise<void> {
+    const { hook, reload, current, candidate } = command
+    // Before a candidate there is its pin all the same.
+    const about = candidate ?? (hook === 'beforeSpawn' ? this.state.nextGeneration : current)
+    const pinned = this.pinned.get(about ?? -1)
+    const spec = pinned?.config.hooks[hook]
+    if (!pinned || !spec || about === null) {
+      this.dispatch({ e: 'hook-ended', reload, hook, failure: null })
+      return
+    }
+    const facts = (generation: GenerationId | null) => {
+      const pin = this.pinned.get(generation ?? -1)
+      return generation === null || !pin ? null : { generation, version: pin.version, entry: pin.entry }
+    }
+    const verdict = hook === 'afterPromote' || hook === 'afterRollback' ? this.lastVerdict : null
+    const ended = verdict && { outcome: verdict.outcome, reason: verdict.reasons.join('; ') }
+    const other = this.previousOf(about, current)
+    const failure = await this.hooks.run({
+      hook,
+      command: spec.command,
+      cwd: pinned.cwd,
+      env: hookEnvironment(pinned.env, {
+        ...{ hook, name: this.parts.config.name, reload: Number(reload.replace(/^r/, '')) },
+        ...{ about: facts(about), previous: facts(other), ...ended },
+      }),
+      timeoutMs: pinned.policy.hookTimeoutMs,
+      killTimeoutMs: pinned.policy.killTimeoutMs,
+      log: this.log,
+    })
+    if (failure !== null) this.announcer.announce({ a: 'hook-failed', hook, why: failure })
+    this.dispatch({ e: 'hook-ended', reload, hook, failure })
+  }
+
+  /** The generation that answers beside the one that a hook is about, or did before it. */
+  private previousOf(about: GenerationId, current: GenerationId | null): GenerationId | null {
+    if (current !== null && current !== about) return current
+    return this.lastReplaced
+  }
+  private lastReplaced: GenerationId | null = null
+
+  private weighAll(): void {
+    for (const handle of this.handles.values()) this.weigh(handle)
+  }
+
+  private weigh(handle: WorkerHandle): void {
+    const { replaceAt } = this.state.generations.get(handle.generation)?.policy ?? {}
+    if (!replaceAt || (replaceAt.memoryBytes === null && replaceAt.requests === null)) return
+    const rss = handle.pid === null || replaceAt.memoryBytes === null ? null : rssBytes(handle.pid)
+    this.dispatch({ e: 'weighed', worker: handle.id, rssBytes: rss, requests: handle.counts.requests })
   }
 
   private spawn(id: WorkerId, generation: GenerationId, slot: number): void {
@@ -228,6 +381,7 @@ export class Supervisor implements Face {
       name: this.parts.config.name,
       pinned,
       preload: this.parts.preload,
+      inspectorPort: this.parts.inspectorPort(),
       known: this.listeners.known(),
       onMessage: (worker, message) => this.onMessage(worker, message),
       onExit: (worker, exit) => this.onExit(worker, exit),
@@ -245,7 +399,7 @@ export class Supervisor implements Face {
       this.log.warn({ ...handle.facts, event: 'code-changed' }, text)
     }
     this.log.debug(
-      { ...handle.facts, ...this.rolloutFacts(generation), event: 'spawned' },
+      { ...handle.facts, ...this.announcer.rolloutFacts(generation), event: 'spawned' },
       `started slot ${slot}`,
     )
   }
@@ -312,8 +466,21 @@ export class Supervisor implements Face {
         if (message.counts.endings.cut > 0) this.reportCuts(handle, message)
         return this.dispatch({ e: 'worker-drained', worker })
       case 'counts':
+        this.weigh(handle)
+        return this.extendWhileStopping()
       case 'holding':
         return this.extendWhileStopping()
+      case 'statistics':
+        return this.books.told(handle, message.statistics, performance.now())
+      case 'probed': {
+        const asked = handle.takeProbe(message.id)
+        if (!asked) return
+        this.books.probed(handle.generation, message.failure === null, performance.now())
+        const { failure } = message
+        return this.dispatch({ e: 'probed', worker, probe: asked.kind, nth: asked.nth, failure })
+      }
+      case 'warmed':
+        return this.dispatch({ e: 'warmed', worker, failure: message.failure })
       case 'signalled':
         this.log.info(
           { ...handle.facts, event: 'worker-signalled' },
@@ -380,6 +547,8 @@ export class Supervisor implements Face {
     this.onWithdrawn(handle.id)
     this.reportDeathInDrain(handle, reason)
     this.ended.set(handle.generation, sumOf([this.ended.get(handle.generation), handle.ledger]))
+    const phase = this.state.workers.get(handle.id)?.phase.k
+    this.books.exited(handle, phase === 'booting' || phase === 'ready', performance.now())
     this.log.debug({ ...handle.facts, event: 'worker-exited' }, reason)
     this.endLeftovers(handle)
     this.extendWhileStopping()
@@ -410,10 +579,10 @@ export class Supervisor implements Face {
     for (const handle of this.handles.values()) handle.send({ t: 'known', listener })
   }
 
-  private unpin(generation: GenerationId): void {
+  private generationEnded(generation: GenerationId): void {
     const ledger = sumOf([this.ended.get(generation)])
-    this.pinned.delete(generation)
     this.ended.delete(generation)
+    this.books.ended(generation)
     const text = `generation ${generation} has ended: ${ledgerText(ledger)}`
     this.log.info({ event: 'drained', generation, ledger }, text)
     for (const { asker, since } of this.waitingForDrain.get(generation) ?? []) {
@@ -465,12 +634,14 @@ export class Supervisor implements Face {
   }
 
   private verdict(decision: Decision): Verdict {
-    const { outcome, reload, current, reasons, tookMs } = decision
-    return { outcome, reload, current, reasons, tookMs, text: verdictText(decision, this.pinned) }
+    const { outcome, kind, reload, current, reasons, tookMs } = decision
+    return { outcome, kind, reload, current, reasons, tookMs, text: verdictText(decision, this.pinned) }
   }
 
   private async end(status: 0 | 1, why: readonly string[]): Promise<void> {
     clearTimeout(this.timer)
+    clearInterval(this.scales)
+    await this.hooks.stop()
     for (const [pid, timer] of this.leftoverKills) {
       clearTimeout(timer)
       signalGroup(pid, 'SIGKILL')
@@ -485,118 +656,35 @@ export class Supervisor implements Face {
 
   // --- telling --------------------------------------------------------------------------------------------------
 
-  private rolloutFacts(generation: GenerationId): { reload?: string } {
-    return this.reloadId !== null && roleOf(this.state.top, generation) === 'candidate'
-      ? { reload: this.reloadId }
-      : {}
-  }
-
   private announce(what: Announcement): void {
-    const { log, parts } = this
     switch (what.a) {
-      case 'serving': {
-        const version = this.pinned.get(what.generation)?.version ?? ''
-        const text = `generation ${what.generation} serves after ${seconds(what.tookMs)}: ${this.where()}`
-        log.info({ event: 'ready', generation: what.generation, version, listeners: this.keys() }, text)
-        parts.notifier.ready(this.statusLine())
-        return parts.onServing()
-      }
-      case 'rollout-began':
-        this.reloadId = what.reload
-        log.info({ event: 'reload', reload: what.reload }, 'reload: reading configuration and code anew')
-        return parts.notifier.reloading()
-      case 'candidate-spawned': {
-        const pinned = this.pinned.get(what.generation)
-        const facts = { reload: what.reload, generation: what.generation, version: pinned?.version }
-        const text = `generation ${what.generation}: starting ${plural(pinned?.policy.slots ?? 0, 'worker')} of ${pinned?.entry}`
-        log.info({ event: 'candidate', ...facts }, text)
-        return this.progress(what.generation, text)
-      }
       case 'worker-ready':
-        return this.announceReady(what.worker)
-      case 'shifting': {
-        const text = `generation ${what.generation}: every worker is ready; handing over the listeners`
-        log.info({ event: 'shifting', reload: what.reload, generation: what.generation }, text)
-        return this.progress(what.generation, text)
-      }
+        this.raise(what.worker)
+        break
+      case 'analysed':
+        this.lastJudgement = what.judgement
+        break
       case 'rollout-ended':
-        return this.announceVerdict(what.verdict)
-      case 'vacancy': {
-        const { generation, slot, deaths, delayMs, reason } = what
-        const text = `${reason}; slot ${slot} is filled again in ${seconds(delayMs)} (death ${deaths} in a row)`
-        log.error({ event: 'worker-died', generation, slot, deaths, delayMs, reason }, text)
-        return parts.notifier.status(this.statusLine())
-      }
-      case 'replacement-failed': {
-        const { generation, slot, reason } = what
-        const text = `slot ${slot} could not be replaced, its old worker serves on: ${reason}`
-        return log.error({ event: 'replacement-failed', generation, slot, reason }, text)
-      }
-      case 'crowded-out':
-        return log.warn(
-          { event: 'crowded-out', generation: what.generation },
-          `generation ${what.generation} still drains and is cut off: too many old generations (maxDraining)`,
-        )
+        this.lastVerdict = this.verdict(what.verdict)
+        this.lastJudgement = null
+        this.lastReplaced = what.verdict.other
+        this.books.judged(what.verdict)
+        this.bans.judged(what.verdict, this.pinned, new Date())
+        break
       case 'generation-ended':
-        // Told in `unpin`, with the figures.
-        return
-      case 'stopping': {
-        const policy = this.pinned.get(Math.max(...this.pinned.keys()))?.policy
-        if (policy) this.stopBy = performance.now() + stopBudgetMs(policy)
-        const why = what.why.length > 0 ? `: ${what.why.join('; ')}` : ''
-        log.info({ event: 'stopping', reasons: what.why }, `stopping${why}`)
-        parts.notifier.stopping(`stopping${why}`)
-        return this.extendWhileStopping()
-      }
+        return this.generationEnded(what.generation)
+      case 'stopping':
+        this.stopBy = performance.now() + this.announcer.stopBudgetMs()
+        break
+      default:
     }
-  }
-
-  private announceReady(id: WorkerId): void {
-    const worker = this.state.workers.get(id)
-    const handle = this.handles.get(id)
-    if (!worker || !handle) return
-    this.raise(id)
-    const bootMs = performance.now() - handle.startedAt
-    const ready = [...this.state.workers.values()].filter(
-      (other) => other.generation === worker.generation && other.phase.k === 'ready',
-    ).length
-    const slots = this.state.generations.get(worker.generation)?.slots.length ?? 0
-    const text = `generation ${worker.generation}: ${ready} of ${plural(slots, 'worker')} ready`
-    const facts = { ...handle.facts, ...this.rolloutFacts(worker.generation), bootMs: Math.round(bootMs) }
-    this.log.info({ event: 'worker-ready', ...facts }, text)
-    if (roleOf(this.state.top, worker.generation) === 'candidate') this.progress(worker.generation, text)
-    else this.parts.notifier.status(this.statusLine())
-  }
-
-  private announceVerdict(decision: Decision): void {
-    const verdict = this.verdict(decision)
-    this.lastVerdict = verdict
-    this.reloadId = null
-    const { outcome, reload, reasons, tookMs } = verdict
-    const generation = outcome === 'promoted' ? decision.current : decision.other
-    const version = this.pinned.get(generation ?? -1)?.version
-    const facts = { event: outcome, reload, generation, version, reasons, tookMs: Math.round(tookMs) }
-    this.log[outcome === 'promoted' ? 'info' : 'error'](facts, verdict.text)
-    // Always closed, also after a failure: a unit left `reloading` blocks every later reload.
-    this.parts.notifier.ready(
-      outcome === 'promoted' ? this.statusLine() : `${this.statusLine()}; ${verdict.text}`,
-    )
-  }
-
-  private progress(generation: GenerationId | null, text: string): void {
-    const { top } = this.state
-    if (top.k !== 'rolling-out') return
-    const progress: Progress = { reload: top.rollout.id, generation, text }
-    for (const id of top.rollout.asks) this.asks.get(id)?.asker.progress(progress)
-    this.parts.notifier.status(text)
+    this.announcer.announce(what)
+    if (what.a === 'serving') this.parts.onServing()
+    if (what.a === 'stopping') this.extendWhileStopping()
   }
 
   private keys(): string[] {
     return this.listeners.known().map(({ key }) => key)
-  }
-
-  private where(): string {
-    return this.keys().join(', ') || 'no listener'
   }
 
   private statusLine(): string {
@@ -606,7 +694,7 @@ export class Supervisor implements Face {
     const ready = generation.slots.filter((slot) => serves(this.state.workers.get(holder(slot) ?? -1))).length
     const version = this.pinned.get(generation.id)?.version
     const named = version ? ` (${version})` : ''
-    return `generation ${generation.id}${named}: ${ready}/${generation.slots.length} workers on ${this.where()}`
+    return `generation ${generation.id}${named}: ${ready}/${generation.slots.length} workers on ${this.keys().join(', ') || 'no listener'}`
   }
 
   private extendWhileStarting(): void {
@@ -635,6 +723,22 @@ export class Supervisor implements Face {
     }
   }
 
+  rollback({ to, wait }: RollbackRequest, asker: Asker): ReturnType<Face['rollback']> {
+    const id = ++this.lastAsk
+    this.asks.set(id, { asker, wait })
+    this.dispatch({ e: 'rollback-asked', ask: id, to })
+    return {
+      abort: (reason) => this.dispatch({ e: 'ask-gone', ask: id, reason }),
+      detach: () => void this.asks.delete(id),
+    }
+  }
+
+  order(what: Order, done: (problem: string | null) => void = () => {}): void {
+    const id = ++this.lastOrder
+    this.orders.set(id, done)
+    this.dispatch({ e: 'ordered', order: id, what })
+  }
+
   /** A reload that nobody waits for: by signal. */
   reloadUnattended(): void {
     this.dispatch({ e: 'reload-asked', ask: ++this.lastAsk, drop: [] })
@@ -642,103 +746,40 @@ export class Supervisor implements Face {
 
   stop(how: 'graceful' | 'now', done: () => void = () => {}): void {
     this.stopped.push(done)
+    const { top } = this.state
+    const current = currentOf(top)
+    const hasHook = this.pinned.get(current ?? -1)?.policy.hooks.includes('beforeStop')
+    if (how === 'graceful' && hasHook && !this.isLeaving) {
+      // It takes the host out of a registry, so everything still serves while it runs. It has its own deadline.
+      this.isLeaving = true
+      const order = { c: 'run-hook', hook: 'beforeStop', reload: 'r0', current, candidate: null } as const
+      return void this.runHook(order).then(() => this.dispatch({ e: 'stop-asked', how }))
+    }
     this.dispatch({ e: 'stop-asked', how })
   }
+  /** A stop was asked for, and waits for its hook. */
+  private isLeaving = false
 
   get stopping(): boolean {
-    return this.state.top.k === 'stopping'
+    return this.isLeaving || this.state.top.k === 'stopping'
   }
 
   status(): Status {
-    const { state } = this
-    const current = state.generations.get(currentOf(state.top) ?? -1)
-    const serving = (current?.slots ?? []).filter((slot) => serves(state.workers.get(holder(slot) ?? -1)))
-    const now = performance.now()
-    const workers = [...state.workers.values()]
-    return {
-      name: this.parts.config.name,
-      pid: process.pid,
-      usr2: ownVersion(),
-      node: process.versions.node,
-      uptimeMs: now - this.startedAt,
-      state: stateOf(state),
-      slots: current?.slots.length ?? 0,
-      ready: serving.length,
-      listeners: this.keys().map((key) => ({
-        key,
-        accepting: workers.filter((w) => accepts(w, key)).length,
-      })),
-      generations: [...state.generations.values()].map(({ id }) => {
-        const pinned = this.pinned.get(id)
-        return {
-          id,
-          role: roleOf(state.top, id),
-          version: pinned?.version ?? '',
-          entry: pinned?.entry ?? '',
-          cwd: pinned?.cwd ?? '',
-          node: pinned?.nodeVersion ?? '',
-          workers: workers.filter((w) => w.generation === id).map((w) => this.workerStatus(w.id, now)),
-        }
-      }),
-      vacancies: (current?.slots ?? []).flatMap(({ state, deaths }, slot) =>
-        state.k === 'vacant' ? [{ slot, deaths, retryInMs: Math.max(0, state.retry.timerAt - now) }] : [],
-      ),
-      waitsFor: this.waitsFor(),
-      lastVerdict: this.lastVerdict,
-    }
+    const { state, handles, pinned, startedAt, lastVerdict, lastJudgement } = this
+    return statusOf({
+      ...{ name: this.parts.config.name, state, handles, pinned, startedAt, lastVerdict, lastJudgement },
+      listeners: this.keys(),
+      now: performance.now(),
+    })
   }
 
-  private workerStatus(id: WorkerId, now: number): WorkerStatus {
-    const worker = this.state.workers.get(id)
-    const handle = this.handles.get(id)
-    const ledger = handle?.ledger ?? sumOf([])
-    const { open } = ledger.connections
-    const { begun, active } = ledger.requests
-    const holding = handle?.holding
-    const { phase } = worker ?? { phase: { k: 'killed' as const } }
-    const opens = [...(worker?.claims ?? [])].flatMap(([key, grant]) => (grant.k === 'open' ? [key] : []))
-    const leftMs = 'by' in phase ? Math.max(0, phase.by.timerAt - now) : 0
-    const stillLeads = worker?.leadership === 'steps-down' ? ', its whileLeader functions' : ''
-    const waits: Record<typeof phase.k, string | null> = {
-      booting: `to become ready (at most ${seconds(leftMs)} more)`,
-      ready: null,
-      draining: `for ${plural(open, 'connection')}, ${plural(active, 'request')} in flight${stillLeads} (at most ${seconds(leftMs)} more)`,
-      terminating: `for the app's own shutdown (at most ${seconds(leftMs)} more)`,
-      dying: `for its end after SIGTERM (at most ${seconds(leftMs)} more)`,
-      killed: 'for its end after SIGKILL',
-    }
-    return {
-      slot: worker?.slot ?? 0,
-      generation: worker?.generation ?? 0,
-      pid: handle?.pid ?? null,
-      phase: phase.k === 'dying' ? 'killed' : phase.k,
-      uptimeMs: handle ? now - handle.startedAt : 0,
-      open: opens,
-      connections: open,
-      requests: begun,
-      active,
-      ledger,
-      holding: holding ? { ...holding.said, saidMsAgo: Math.round(now - holding.at) } : null,
-      waitsFor: waits[phase.k],
-    }
+  /** Sums since the start of the master, by generation, for metrics. */
+  totals(): readonly GenerationTotals[] {
+    return this.books.totals(this.handles.values())
   }
 
-  private waitsFor(): string | null {
-    const { top } = this.state
-    switch (top.k) {
-      case 'starting':
-        return 'for the first generation to serve'
-      case 'rolling-out': {
-        const { doing, id } = top.rollout
-        if (doing.k === 'pinning') return `reload ${id}: reading configuration and code`
-        const verb = doing.k === 'bringing-up' ? 'to become ready' : 'to accept'
-        return `reload ${id}: for generation ${doing.candidate} ${verb}`
-      }
-      case 'stopping':
-        return `for ${plural(this.state.workers.size, 'worker')} to leave`
-      default:
-        return null
-    }
+  verdicts(): Verdicts {
+    return this.books.verdicts
   }
 }
 

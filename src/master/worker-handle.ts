@@ -18,7 +18,7 @@ import type {
   Slowest,
   ToWorker,
 } from '../protocol.ts'
-import type { GenerationId, SlotIndex, WorkerId } from '../rollout/state.ts'
+import type { GenerationId, ProbeKind, SlotIndex, WorkerId } from '../rollout/state.ts'
 import type { Pinned } from './generation.ts'
 import { NO_COUNTS, ledgerOf } from './ledger.ts'
 import type { Ledger } from './ledger.ts'
@@ -37,6 +37,8 @@ export interface WorkerParts {
   /** The guest's file. */
   readonly preload: string
   readonly known: readonly KnownListener[]
+  /** Of the {@link StackReader}; default: nobody is to look into it. */
+  readonly inspectorPort?: number | null
   /** A descriptor of ours for its stdout; default: our own stdout. */
   readonly stdout?: number
   onMessage(worker: WorkerHandle, message: FromWorker): void
@@ -104,6 +106,24 @@ export class WorkerHandle {
     child.on('exit', (status: number | null, signal: NodeJS.Signals | null) => this.onExit(status, signal))
   }
 
+  /** The next probe's number on the wire, for {@link takeProbe}. */
+  expectProbe(kind: ProbeKind, nth: number): number {
+    const id = ++this.lastProbe
+    // One question of a kind is open at a time; what is asked anew was not answered in time.
+    for (const [open, asked] of this.probes) if (asked.kind === kind) this.probes.delete(open)
+    this.probes.set(id, { kind, nth })
+    return id
+  }
+
+  /** Which one was answered; undefined: too late, or none of ours. */
+  takeProbe(id: number): { readonly kind: ProbeKind; readonly nth: number } | undefined {
+    const asked = this.probes.get(id)
+    this.probes.delete(id)
+    return asked
+  }
+  private lastProbe = 0
+  private readonly probes = new Map<number, { readonly kind: ProbeKind; readonly nth: number }>()
+
   get pid(): number | null {
     return this.child.pid ?? null
   }
@@ -146,6 +166,8 @@ export class WorkerHandle {
       times: { drainTimeoutMs, shutdownTimeoutMs },
       keepAliveTimeoutMs: pinned.config.keepAliveTimeoutMs,
       websocketDrain,
+      statistics: pinned.config.statistics,
+      inspectorPort: this.parts.inspectorPort ?? null,
       pwd: pinned.pwd,
     }
     return {

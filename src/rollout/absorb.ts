@@ -1,11 +1,24 @@
 /** First part of a step: takes one fact in. A fact that its state has no use for changes nothing. */
 import { Draft, policyOf } from './draft.ts'
-import { leave, leaving } from './leaving.ts'
+import { leaving } from './leaving.ts'
 import { bereave, fail, stop } from './losing.ts'
-import { candidateOf, isSpare, roleOf, wantsOf } from './questions.ts'
-import { answer, beginRollout, endRollout, learnWants, verdict } from './rollout.ts'
+import { askRollback, obey } from './orders.ts'
+import { answered } from './probing.ts'
+import { candidateOf, roleOf } from './questions.ts'
+import { weighed } from './replacing.ts'
+import {
+  OVERTAKEN,
+  answer,
+  beginRollout,
+  endRollout,
+  hookEnded,
+  learnWants,
+  measured,
+  pinned,
+  verdict,
+} from './rollout.ts'
 import { postpone } from './timers.ts'
-import type { AskId, Event, Leave, ListenerKey, Policy, Waiting, Worker, WorkerId } from './state.ts'
+import type { AskId, Event, Leave, ListenerKey, Waiting, Worker, WorkerId } from './state.ts'
 
 /** How long an app may have only a private listener (port 0) before that counts as its readiness. */
 export const SETTLE_MS = 1_000
@@ -20,7 +33,7 @@ export function absorb(draft: Draft, event: Event): void {
   switch (event.e) {
     case 'started': {
       if (draft.top.k !== 'idle') return
-      const current = draft.addGeneration(event.policy)
+      const current = draft.addGeneration(event.policy, { k: 'vacant', retry: draft.in(0), stillborn: 0 })
       draft.top = { k: 'starting', current, since: draft.at, next: [] }
       return
     }
@@ -29,13 +42,21 @@ export function absorb(draft: Draft, event: Event): void {
     case 'ask-gone':
       return forgetAsk(draft, event.ask, event.reason)
     case 'pinned':
-      return absorbPinned(draft, event.reload, event.policy)
+      return pinned(draft, event.reload, event.policy, event.memory)
     case 'pin-failed': {
       const { top } = draft
       if (top.k !== 'rolling-out' || top.rollout.id !== event.reload || top.rollout.doing.k !== 'pinning')
         return
       return endRollout(draft, 'refused', event.reasons)
     }
+    case 'rollback-asked':
+      return askRollback(draft, event.ask, event.to)
+    case 'ordered':
+      return obey(draft, event.order, event.what)
+    case 'hook-ended':
+      return hookEnded(draft, event.reload, event.hook, event.failure)
+    case 'measured':
+      return measured(draft, event.reload, event.candidate, event.current)
     case 'stop-asked':
       return absorbStop(draft, event.how)
     case 'overslept':
@@ -95,7 +116,21 @@ function absorbWorkerFact(
       return
     case 'withdrawn':
       if (!isUp) draft.setClaim(worker, event.key, null)
+      // It has no copy now, and waits to be granted again.
+      else if (worker.claims.get(event.key)?.k === 'withdrawing')
+        draft.setClaim(worker, event.key, { k: 'held' })
       return
+    case 'probed':
+      return answered(draft, worker, event.probe, event.nth, event.failure)
+    case 'warmed':
+      if (worker.warmth !== 'warming') return
+      if (event.failure !== null) {
+        const what = { a: 'warm-up-failed', worker: worker.id, why: event.failure } as const
+        draft.order({ c: 'announce', what })
+      }
+      return draft.setWorker({ ...worker, warmth: 'warm' })
+    case 'weighed':
+      return weighed(draft, worker, event.rssBytes, event.requests)
     case 'drain-began':
       if (worker.phase.k !== 'draining') return
       return draft.setWorker({
@@ -125,7 +160,8 @@ function absorbWorkerFact(
     case 'replace-asked': {
       const slot = draft.generation(worker.generation)?.slots[worker.slot]
       if (slot?.state.k !== 'filled' || slot.state.by !== worker.id) return
-      if (roleOf(draft.top, worker.generation) === 'old') return
+      const role = roleOf(draft.top, worker.generation)
+      if (role === 'old' || role === 'parked') return
       return draft.setSlot(worker.generation, worker.slot, {
         state: { k: 'leaving', by: worker.id, when: draft.in(LEAVING_GRACE_MS) },
       })
@@ -142,8 +178,15 @@ function noteClaim(draft: Draft, worker: Worker, key: ListenerKey): void {
 function askReload(draft: Draft, waiting: Waiting): void {
   const { top } = draft
   switch (top.k) {
+    case 'rolling-out': {
+      draft.top = { ...top, next: [...top.next, waiting] }
+      // A hold would keep it waiting for hours, or for a person.
+      const { doing, plan, at } = top.rollout
+      const waits = doing.k === 'holding' || doing.k === 'analysing' || doing.k === 'paused'
+      if (waits && plan[at]?.k !== 'watch') endRollout(draft, 'overtaken', [OVERTAKEN])
+      return
+    }
     case 'starting':
-    case 'rolling-out':
       draft.top = { ...top, next: [...top.next, waiting] }
       return
     case 'steady':
@@ -180,29 +223,6 @@ function forgetAsk(draft: Draft, ask: AskId, reason: string): void {
   )
 }
 
-function absorbPinned(draft: Draft, reload: string, policy: Policy): void {
-  const { top } = draft
-  if (top.k !== 'rolling-out' || top.rollout.id !== reload || top.rollout.doing.k !== 'pinning') return
-  const current = draft.generation(top.current)
-  if (!current) return
-  // The candidate replaces every worker: one that is being replaced by itself waits for it, so that there are
-  // never more than twice the slots. (A replacement that alone accepts on something already stays.)
-  for (const [index, slot] of current.slots.entries()) {
-    if (slot.state.k !== 'replacing') continue
-    const replacement = draft.worker(slot.state.with)
-    if (!replacement || !isSpare(current, draft.workers, replacement)) continue
-    const when = draft.in(LEAVING_GRACE_MS)
-    draft.setSlot(current.id, index, { state: { k: 'leaving', by: slot.state.by, when } })
-    leave(draft, replacement, 'replaced')
-  }
-  const candidate = draft.addGeneration(
-    policy,
-    wantsOf(current, draft.workers, policy.slots, top.rollout.drop),
-  )
-  draft.top = { ...top, rollout: { ...top.rollout, doing: { k: 'bringing-up', candidate } } }
-  draft.order({ c: 'announce', what: { a: 'candidate-spawned', reload, generation: candidate } })
-}
-
 function absorbStop(draft: Draft, how: 'graceful' | 'now'): void {
   if (draft.top.k === 'ended') return
   stop(draft, 0, [])
@@ -229,7 +249,8 @@ function absorbExit(draft: Draft, worker: Worker, reason: string, stillborn: boo
     slot?.state.k === 'filled' &&
     worker.phase.k === 'booting' &&
     worker.phase.stillborn < MAX_STILLBORN &&
-    roleOf(draft.top, generation.id) !== 'old'
+    roleOf(draft.top, generation.id) !== 'old' &&
+    roleOf(draft.top, generation.id) !== 'parked'
   ) {
     const stillborn = worker.phase.stillborn + 1
     return draft.setSlot(generation.id, worker.slot, {

@@ -45,6 +45,20 @@ export class Draft {
   get dropping(): State['dropping'] {
     return this.current.dropping
   }
+  get history(): State['history'] {
+    return this.current.history
+  }
+  set history(history: State['history']) {
+    this.current.history = history
+    this.changed = true
+  }
+  get scale(): State['scale'] {
+    return this.current.scale
+  }
+  set scale(scale: State['scale']) {
+    this.current.scale = scale
+    this.changed = true
+  }
   get nextGeneration(): GenerationId {
     return this.current.nextGeneration
   }
@@ -108,10 +122,14 @@ export class Draft {
     this.current.dropping = new Set(keys)
     this.changed = true
   }
-  addGeneration(policy: Policy, wants: readonly ReadonlySet<ListenerKey>[] = []): GenerationId {
+  addGeneration(
+    policy: Policy,
+    state: SlotState,
+    wants: readonly ReadonlySet<ListenerKey>[] = [],
+  ): GenerationId {
     const id = this.current.nextGeneration++
     const slots = Array.from({ length: policy.slots }, (_, index) => ({
-      state: { k: 'vacant', retry: this.in(0), stillborn: 0 } as SlotState,
+      state,
       deaths: 0,
       wants: wants[index] ?? null,
     }))
@@ -126,9 +144,13 @@ export class Draft {
       slot,
       phase: { k: 'booting', by: this.in(generation.policy.startTimeoutMs), settle: null, stillborn },
       claims: new Map(),
+      wasOpened: false,
       listensPrivately: false,
       saidReady: false,
       leadership: 'none',
+      probes: {},
+      warmth: 'cold',
+      tired: null,
     })
     this.order({ c: 'spawn', worker: id, generation: generation.id, slot })
     return id

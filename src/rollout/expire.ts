@@ -1,16 +1,19 @@
 /** Second part of a step: acts on every timer that has run out. */
 import { Draft, policyOf } from './draft.ts'
 import { fail } from './losing.ts'
+import { expireProbes } from './probing.ts'
 import { missing } from './questions.ts'
-import { endRollout } from './rollout.ts'
+import { expireTired } from './replacing.ts'
+import { endRollout, enterStep, expireAnalysis, goOn, hookEnded } from './rollout.ts'
 import type { Ms, Worker } from './state.ts'
 
 export function expire(draft: Draft): void {
+  expireRollout(draft)
   const { top } = draft
-  if (top.k === 'rolling-out' && top.rollout.doing.k === 'pinning' && draft.due(top.rollout.doing.by)) {
-    endRollout(draft, 'refused', [
-      'reading the configuration and the code path took longer than the start timeout',
-    ])
+  if (top.k === 'steady' && top.parked !== null && draft.due(top.parked.until)) {
+    const what = { a: 'unparked', generation: top.parked.generation, why: 'its time is over' } as const
+    draft.order({ c: 'announce', what })
+    draft.top = { ...top, parked: null }
   }
   for (const worker of [...draft.workers.values()]) {
     // An expiry may end a rollout and thereby change workers that come later in this list.
@@ -19,7 +22,50 @@ export function expire(draft: Draft): void {
   }
 }
 
+function expireRollout(draft: Draft): void {
+  const { top } = draft
+  if (top.k !== 'rolling-out') return
+  const { doing, id, plan, at } = top.rollout
+  switch (doing.k) {
+    case 'pinning':
+      if (!draft.due(doing.by)) return
+      return endRollout(draft, 'refused', [
+        'reading the configuration and the code path took longer than the start timeout',
+      ])
+    case 'before-spawn':
+    case 'before-promote': {
+      if (!draft.due(doing.by)) return
+      const name = doing.k === 'before-spawn' ? 'beforeSpawn' : 'beforePromote'
+      return hookEnded(draft, id, name, `the hook ${name} has not ended within its time`)
+    }
+    case 'bringing-up':
+    case 'shifting': {
+      if (!draft.due(doing.by)) return
+      const step = plan[at]
+      const share = step?.k === 'share' ? `the share of ${step.realPercent} %` : 'this step'
+      return endRollout(draft, 'rolled-back', [`${share} was not reached within the progress deadline`])
+    }
+    case 'settling':
+      return draft.due(doing.until) ? goOn(draft) : undefined
+    case 'holding':
+      if (doing.until === 'promote' || !draft.due(doing.until)) return
+      return enterStep(draft, at + 1)
+    case 'analysing':
+      return draft.due(doing.next) ? expireAnalysis(draft) : undefined
+    case 'paused':
+      return
+  }
+}
+
 function expireWorker(draft: Draft, worker: Worker): void {
+  expireProbes(draft, worker)
+  const probed = draft.worker(worker.id)
+  if (probed) expireTired(draft, probed)
+  const latest = draft.worker(worker.id)
+  if (latest) expirePhase(draft, latest)
+}
+
+function expirePhase(draft: Draft, worker: Worker): void {
   const { phase } = worker
   switch (phase.k) {
     case 'booting':
@@ -54,13 +100,12 @@ function expireWorker(draft: Draft, worker: Worker): void {
 }
 
 function expireGrant(draft: Draft, worker: Worker): boolean {
-  const late = [...worker.claims].find(([, grant]) => grant.k === 'opening' && draft.due(grant.by))
+  const late = [...worker.claims].find(([, grant]) => 'by' in grant && draft.due(grant.by))
   if (!late) return false
-  fail(
-    draft,
-    worker,
-    `did not accept on ${late[0]} within ${seconds(policyOf(draft, worker).grantTimeoutMs)}`,
-  )
+  const [key, grant] = late
+  const within = `within ${seconds(policyOf(draft, worker).grantTimeoutMs)}`
+  const what = grant.k === 'opening' ? `did not accept on ${key}` : `did not stop accepting on ${key}`
+  fail(draft, worker, `${what} ${within}`)
   return true
 }
 
@@ -79,6 +124,16 @@ function notReady(draft: Draft, worker: Worker): string {
       `(if that is meant: usr2 reload ${lacking.map((key) => `--drop ${key}`).join(' ')})`
     )
   }
+  const { startup, readiness } = worker.probes
+  const failing = [startup, readiness].find(
+    (probing) => probing !== undefined && probing.standing !== 'passing',
+  )
+  if (failing) {
+    const which = failing === startup ? 'startup' : 'readiness'
+    const why = failing.why === '' ? 'it was not answered' : failing.why
+    return `slot ${worker.slot} did not pass its ${which} probe ${within}: ${why}`
+  }
+  if (worker.warmth === 'warming') return `slot ${worker.slot} was not warmed up ${within}`
   if (ready === 'message') return `slot ${worker.slot} did not say that it is ready ${within}`
   return `slot ${worker.slot} did not listen on any address ${within} (an app without listeners: --ready message)`
 }

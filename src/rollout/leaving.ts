@@ -1,13 +1,13 @@
 /** How a worker is told to go: once, and never the last one that accepts. */
 import { Draft, policyOf } from './draft.ts'
-import { currentOf, everOpened, isSpare } from './questions.ts'
+import { isSpare } from './questions.ts'
 import type { Leave, Worker, WorkerPhase } from './state.ts'
 
 export function leaveIfSpare(draft: Draft, worker: Worker, why: Leave): void {
-  const current = draft.generation(currentOf(draft.top) ?? -1)
-  if (isSpare(current, draft.workers, worker)) return leave(draft, worker, why)
+  if (isSpare(draft, worker)) return leave(draft, worker, why)
   // It accepts, and had lost its readiness as a candidate: nothing more is expected of it.
-  if (worker.phase.k === 'booting') draft.setWorker({ ...worker, phase: { k: 'ready', since: draft.at } })
+  if (worker.phase.k === 'booting')
+    draft.setWorker({ ...worker, phase: { k: 'ready', since: draft.at, ages: null } })
 }
 
 /**
@@ -18,7 +18,7 @@ export function leave(draft: Draft, worker: Worker, why: Leave): void {
   if (worker.phase.k !== 'booting' && worker.phase.k !== 'ready') return
   const { drainTimeoutMs, shutdownTimeoutMs } = policyOf(draft, worker)
   const phase: WorkerPhase =
-    everOpened(worker) || worker.listensPrivately || worker.leadership === 'leads'
+    worker.wasOpened || worker.listensPrivately || worker.leadership === 'leads'
       ? { k: 'draining', why, by: draft.in(drainTimeoutMs) }
       : { k: 'terminating', why, by: draft.in(shutdownTimeoutMs) }
   draft.setWorker(leaving(worker, phase))
@@ -30,5 +30,10 @@ export function leave(draft: Draft, worker: Worker, why: Leave): void {
  * would act on that timer any more, and a deadline in the past makes the shell wake for ever.
  */
 export function leaving(worker: Worker, phase: WorkerPhase): Worker {
-  return { ...worker, phase, claims: new Map([...worker.claims.keys()].map((key) => [key, { k: 'held' }])) }
+  return {
+    ...worker,
+    phase,
+    tired: null,
+    claims: new Map([...worker.claims.keys()].map((key) => [key, { k: 'held' }])),
+  }
 }

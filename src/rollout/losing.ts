@@ -3,8 +3,9 @@ import { Draft, policyOf } from './draft.ts'
 import { leaving } from './leaving.ts'
 import { holder, roleOf, serves } from './questions.ts'
 import { backoffMs, countDeath, hopeless } from './restart.ts'
-import { answer, endRollout, verdict } from './rollout.ts'
-import type { ListenerKey, Worker } from './state.ts'
+import { TRY_AGAIN_MS } from './replacing.ts'
+import { answer, endRollout, forget, unpark, verdict } from './rollout.ts'
+import type { ListenerKey, Worker, WorkerId } from './state.ts'
 
 /** A worker that cannot be used any more is told to exit at once; its slot is treated as if it had died. */
 export function fail(draft: Draft, worker: Worker, reason: string): void {
@@ -20,6 +21,8 @@ export function bereave(draft: Draft, worker: Worker, reason: string): void {
   switch (roleOf(top, worker.generation)) {
     case 'old':
       return
+    case 'parked':
+      return loseParked(draft, worker)
     case 'candidate':
       // Before promotion any death of the candidate is its end: the current generation never stopped answering.
       return endRollout(draft, 'rolled-back', [reason])
@@ -27,6 +30,19 @@ export function bereave(draft: Draft, worker: Worker, reason: string): void {
       if (top.k === 'starting') return stop(draft, 1, [reason])
       return vacate(draft, worker, reason)
   }
+}
+
+/** Nobody refills it: an instant rollback would have to wait for a boot, and boots it then. */
+function loseParked(draft: Draft, worker: Worker): void {
+  draft.setSlot(worker.generation, worker.slot, { state: { k: 'empty' } })
+  const { top } = draft
+  const isLeft = [...draft.workers.values()].some(
+    ({ generation, phase }) => generation === worker.generation && phase.k === 'ready',
+  )
+  if (top.k !== 'steady' || isLeft) return
+  const what = { a: 'unparked', generation: worker.generation, why: 'its last worker has ended' } as const
+  draft.order({ c: 'announce', what })
+  draft.top = { ...top, parked: null }
 }
 
 function vacate(draft: Draft, worker: Worker, reason: string): void {
@@ -39,6 +55,7 @@ function vacate(draft: Draft, worker: Worker, reason: string): void {
     if (survivor === slot.state.by) {
       const what = { a: 'replacement-failed', generation: generation.id, slot: worker.slot, reason } as const
       draft.order({ c: 'announce', what })
+      rest(draft, survivor)
     }
     return draft.setSlot(generation.id, worker.slot, { state: { k: 'filled', by: survivor } })
   }
@@ -59,12 +76,29 @@ function vacate(draft: Draft, worker: Worker, reason: string): void {
     reason,
   } as const
   draft.order({ c: 'announce', what })
+  goBackToParked(draft, reason)
   const after = draft.generation(generation.id)
   const someServe = [...draft.workers.values()].some(serves)
   // While a rollout runs its candidate may be the cure.
   if (draft.top.k === 'steady' && after && !someServe && hopeless(after.slots, generation.policy)) {
     stop(draft, 1, [`every worker died more than ${generation.policy.maxRestarts} times in a row`, reason])
   }
+}
+
+/** Its replacement failed: not tried again at once. */
+function rest(draft: Draft, id: WorkerId): void {
+  const worker = draft.worker(id)
+  if (!worker?.tired) return
+  draft.setWorker({ ...worker, tired: { ...worker.tired, when: draft.in(TRY_AGAIN_MS) } })
+}
+
+/** The version that was promoted serves no one, and the one before it is still there. */
+function goBackToParked(draft: Draft, reason: string): void {
+  const { top } = draft
+  if (top.k !== 'steady' || top.parked === null || [...draft.workers.values()].some(serves)) return
+  const what = { a: 'unparked', generation: top.parked.generation, why: reason } as const
+  draft.order({ c: 'announce', what })
+  unpark(draft, top.current, [], top.parked.generation)
 }
 
 export function stop(draft: Draft, status: 0 | 1, why: readonly string[]): void {
@@ -78,6 +112,7 @@ export function stop(draft: Draft, status: 0 | 1, why: readonly string[]): void 
     endRollout(draft, 'overtaken', reasons)
   }
   draft.top = { k: 'stopping', status, why }
+  forget(draft, [])
   // Not only at the end: for as long as a slow drain lasts clients would connect, hang, and be reset in the end.
   draft.setDropping([...draft.dropping, ...allListeners(draft)])
   draft.order({ c: 'announce', what: { a: 'stopping', status, why } })

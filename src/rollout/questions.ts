@@ -1,6 +1,19 @@
 /** Questions over a state. Each answers from facts alone and changes nothing. */
-import type { Generation, GenerationId, ListenerKey, Slot, State, Top, Worker, WorkerId } from './state.ts'
+import type {
+  Generation,
+  GenerationId,
+  ListenerKey,
+  Policy,
+  ProbeKind,
+  Slot,
+  State,
+  Top,
+  Worker,
+  WorkerId,
+} from './state.ts'
 
+/** What a question about the whole is asked of: a state, or one under construction. */
+type Whole = Pick<State, 'top' | 'generations' | 'workers'>
 type Workers = ReadonlyMap<WorkerId, Worker>
 
 export function workersOf(workers: Workers, generation: GenerationId): Worker[] {
@@ -12,25 +25,46 @@ export function currentOf(top: Top): GenerationId | null {
 }
 
 export function candidateOf(top: Top): GenerationId | null {
-  return top.k === 'rolling-out' && top.rollout.doing.k !== 'pinning' ? top.rollout.doing.candidate : null
+  return top.k === 'rolling-out' && 'candidate' in top.rollout.doing ? top.rollout.doing.candidate : null
 }
 
-export type Role = 'current' | 'candidate' | 'old'
+export const parkedOf = (top: Top): GenerationId | null =>
+  top.k === 'steady' ? (top.parked?.generation ?? null) : null
+
+/** `parked`: alive and accepting nothing, for an instant rollback. */
+export type Role = 'current' | 'candidate' | 'parked' | 'old'
 
 export function roleOf(top: Top, generation: GenerationId): Role {
   if (currentOf(top) === generation) return 'current'
-  return candidateOf(top) === generation ? 'candidate' : 'old'
+  if (candidateOf(top) === generation) return 'candidate'
+  return parkedOf(top) === generation ? 'parked' : 'old'
 }
 
-/** The gate: whether a ready worker of this generation may get traffic. */
-export function gateIsOpen(top: Top, generation: GenerationId): boolean {
-  const role = roleOf(top, generation)
-  if (role === 'candidate') return top.k === 'rolling-out' && top.rollout.doing.k === 'shifting'
-  return role === 'current'
+/**
+ * The gate, and its reverse: whether a worker of this slot is to accept as far as the rollout is concerned. The
+ * candidate's first slots are opened, the current generation's first ones are taken out, share by share.
+ */
+export function inRotation(top: Top, { generation, slot }: Worker): boolean {
+  switch (roleOf(top, generation)) {
+    case 'current':
+      return top.k !== 'rolling-out' || slot >= top.rollout.out
+    case 'candidate':
+      return top.k === 'rolling-out' && slot < top.rollout.open
+    default:
+      return false
+  }
+}
+
+/** Its readiness probe fails, after it had been ready. */
+export const isUnready = (worker: Worker): boolean => worker.probes.readiness?.standing === 'failing'
+
+/** Whether a probe that the policy asks for passes; one that it does not ask for does not stand in the way. */
+export function hasPassed(policy: Policy, worker: Worker, kind: ProbeKind): boolean {
+  return policy.probes[kind] === undefined || worker.probes[kind]?.standing === 'passing'
 }
 
 export function holder(slot: Slot): WorkerId | null {
-  return slot.state.k === 'vacant' ? null : slot.state.by
+  return 'by' in slot.state ? slot.state.by : null
 }
 
 /** Listeners that a worker of this slot must listen on and does not yet. */
@@ -58,15 +92,27 @@ export function accepts(worker: Worker, key: ListenerKey): boolean {
   return worker.claims.get(key)?.k === 'open'
 }
 
+/** Whether somebody else who is to accept there does: of the current generation, or of a candidate that was granted. */
+export function othersAccept({ top, workers }: Whole, worker: Worker, key: ListenerKey): boolean {
+  return [...workers.values()].some(
+    (other) => other.id !== worker.id && accepts(other, key) && inRotation(top, other) && !isUnready(other),
+  )
+}
+
 /**
- * Whether a worker can be told to leave and every listener of the current generation still has a worker of that
- * generation accepting on it. Scenario: a rollout fails while its first worker accepts already and the current
- * generation has just crashed; the candidate's worker stays until the vacancy is filled.
+ * Whether a worker can be told to leave and every listener of the current generation still has a worker accepting on
+ * it that stays. Scenario: a rollout fails while its first worker accepts already and the current generation has just
+ * crashed; the candidate's worker stays until the vacancy is filled.
  */
-export function isSpare(current: Generation | undefined, workers: Workers, worker: Worker): boolean {
+export function isSpare(whole: Whole, worker: Worker): boolean {
+  const { top, generations, workers } = whole
+  const current = generations.get(currentOf(top) ?? -1)
   if (current === undefined) return true
   const kept = new Set(current.slots.flatMap((slot) => listensOn(slot, workers)))
-  const others = workersOf(workers, current.id).filter(({ id }) => id !== worker.id)
+  const others = [...workers.values()].filter((other) => {
+    const role = roleOf(top, other.generation)
+    return other.id !== worker.id && (role === 'current' || role === 'candidate')
+  })
   return [...worker.claims.keys()].every(
     (key) => !accepts(worker, key) || !kept.has(key) || others.some((other) => accepts(other, key)),
   )
@@ -75,10 +121,6 @@ export function isSpare(current: Generation | undefined, workers: Workers, worke
 /** Whether the worker can take the place of any other in this slot. */
 export function fills(slot: Slot, worker: Worker | undefined): boolean {
   return worker !== undefined && serves(worker) && missing(slot, worker).length === 0
-}
-
-export function everOpened(worker: Worker): boolean {
-  return [...worker.claims.values()].some((grant) => grant.k !== 'held')
 }
 
 /** What a slot listens on, or did before its worker died. (An app may have closed a listener for good.) */

@@ -3,16 +3,25 @@ import { LEAVING_GRACE_MS } from './absorb.ts'
 import { Draft, policyOf } from './draft.ts'
 import { reconcileLeadership } from './leadership.ts'
 import { leave, leaveIfSpare } from './leaving.ts'
-import { currentOf, fills, gateIsOpen, roleOf, workersOf } from './questions.ts'
-import type { GenerationId, ListenerKey, SlotIndex, Worker } from './state.ts'
+import { reconcileProbes } from './probing.ts'
+import { currentOf, fills, isSpare, roleOf, workersOf } from './questions.ts'
+import { reconcileTired } from './replacing.ts'
+import { reconcileRotation } from './rotation.ts'
+import type { Generation, GenerationId, ListenerKey, SlotIndex, Worker } from './state.ts'
 
 export function reconcile(draft: Draft): void {
   for (const generation of [...draft.generations.values()]) {
     switch (roleOf(draft.top, generation.id)) {
       case 'current':
       case 'candidate':
-        for (const index of generation.slots.keys()) reconcileSlot(draft, generation.id, index)
-        for (const worker of workersOf(draft.workers, generation.id)) openGate(draft, worker)
+        for (const index of generation.slots.keys()) {
+          followRollout(draft, generation, index)
+          reconcileSlot(draft, generation.id, index)
+        }
+        for (const worker of workersOf(draft.workers, generation.id))
+          if (worker.slot >= generation.slots.length) leaveIfSpare(draft, worker, 'scaled-down')
+        break
+      case 'parked':
         break
       case 'old':
         // It has no slots any more, and so no timers of theirs.
@@ -24,6 +33,9 @@ export function reconcile(draft: Draft): void {
         if (workersOf(draft.workers, generation.id).length === 0) endGeneration(draft, generation.id)
     }
   }
+  reconcileTired(draft)
+  reconcileProbes(draft)
+  reconcileRotation(draft)
   limitDraining(draft)
   reconcileLeadership(draft)
   releaseDropped(draft)
@@ -32,7 +44,35 @@ export function reconcile(draft: Draft): void {
 function endGeneration(draft: Draft, id: GenerationId): void {
   draft.removeGeneration(id)
   draft.order({ c: 'announce', what: { a: 'generation-ended', generation: id } })
-  draft.order({ c: 'unpin', generation: id })
+  if (!draft.history.includes(id)) draft.order({ c: 'unpin', generation: id })
+}
+
+/**
+ * A slot of the candidate is filled when the rollout has come to it. One of the current generation is emptied when its
+ * worker is to leave for good before the promotion, and filled again when there is no rollout any more.
+ */
+function followRollout(draft: Draft, { id }: Generation, index: SlotIndex): void {
+  const { top } = draft
+  const slot = draft.generation(id)?.slots[index]
+  if (!slot) return
+  const rollout = top.k === 'rolling-out' ? top.rollout : null
+  const isCurrent = roleOf(top, id) === 'current'
+  const candidate = draft.generation(rollout && 'candidate' in rollout.doing ? rollout.doing.candidate : -1)
+  const isOut =
+    isCurrent && rollout !== null && index < rollout.out && candidate?.policy.replaced === 'drained'
+  const isWanted = isCurrent ? !isOut : rollout !== null && index < rollout.raised
+  if (slot.state.k === 'empty') {
+    if (isWanted) draft.setSlot(id, index, { state: { k: 'vacant', retry: draft.in(0), stillborn: 0 } })
+  } else if (isOut) {
+    const worker = 'by' in slot.state ? draft.worker(slot.state.by) : undefined
+    if (worker && !isSpare(draft, worker)) return
+    if (worker) leave(draft, worker, 'replaced')
+    if (slot.state.k === 'replacing') {
+      const other = draft.worker(slot.state.with)
+      if (other) leave(draft, other, 'replaced')
+    }
+    draft.setSlot(id, index, { state: { k: 'empty' } })
+  }
 }
 
 function reconcileSlot(draft: Draft, id: GenerationId, index: SlotIndex): void {
@@ -54,29 +94,19 @@ function reconcileSlot(draft: Draft, id: GenerationId, index: SlotIndex): void {
       }
       // New first: the worker that was told to go serves until its replacement does.
       const replacement = draft.spawn(generation, index, 0)
-      return draft.setSlot(id, index, { state: { k: 'replacing', by: slot.state.by, with: replacement } })
+      const { by } = slot.state
+      return draft.setSlot(id, index, { state: { k: 'replacing', by, with: replacement, why: 'signal' } })
     }
     case 'replacing': {
       if (!fills(slot, draft.worker(slot.state.with))) return
       const old = draft.worker(slot.state.by)
       draft.setSlot(id, index, { state: { k: 'filled', by: slot.state.with } })
-      if (old) leave(draft, old, 'signal')
+      if (old) leave(draft, old, slot.state.why)
       return
     }
     case 'filled':
+    case 'empty':
       return
-  }
-}
-
-function openGate(draft: Draft, worker: Worker): void {
-  if (worker.phase.k !== 'ready' || !gateIsOpen(draft.top, worker.generation)) return
-  for (const [key, grant] of worker.claims) {
-    if (grant.k !== 'held') continue
-    const latest = draft.worker(worker.id)
-    if (!latest) return
-    const by = draft.in(policyOf(draft, worker).grantTimeoutMs)
-    draft.setClaim(latest, key, { k: 'opening', by })
-    draft.order({ c: 'open', worker: worker.id, key })
   }
 }
 

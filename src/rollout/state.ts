@@ -169,6 +169,8 @@ export interface Tired {
   readonly why: 'liveness' | 'memory' | 'requests' | 'age'
   /** In words, with the figures. */
   readonly detail: string
+  /** It is not put off by a rollout. */
+  readonly urgent: boolean
   /** After a replacement that failed it is tried again later. */
   readonly when: Timer | 'now'
 }
@@ -202,6 +204,8 @@ export interface Worker {
   readonly slot: SlotIndex
   readonly phase: WorkerPhase
   readonly claims: ReadonlyMap<ListenerKey, Grant>
+  /** It was told to accept at some time, and may have connections since, also where it is to accept no more. */
+  readonly wasOpened: boolean
   /** Listens on an address of its own (port 0), which the master does not hold. */
   readonly listensPrivately: boolean
   readonly saidReady: boolean
@@ -294,6 +298,8 @@ export interface Rollout {
   readonly id: ReloadId
   /** A `rollback` has an earlier generation, or its version, for a candidate. */
   readonly kind: 'reload' | 'rollback'
+  /** The generation that a rollback goes back to. */
+  readonly of: GenerationId | null
   readonly asks: readonly AskId[]
   readonly drop: ReadonlySet<ListenerKey>
   /** Listeners that the candidate claimed, also in workers that are gone: should it fail, they are of no use. */

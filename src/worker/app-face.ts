@@ -2,6 +2,7 @@
 import { AsyncResource } from 'node:async_hooks'
 import { abortController } from './leadership.ts'
 import type { Leadership, WhileLeader } from './leadership.ts'
+import type { OnProbe } from './probe.ts'
 import type { Closer } from './shutdown.ts'
 
 /**
@@ -17,6 +18,7 @@ export interface Guest {
   onResume(listener: () => unknown): void
   onShutdown(name: string, close: () => unknown, options?: { readonly timeoutMs?: number }): void
   whileLeader(run: WhileLeader): Promise<void>
+  onProbe(answer: OnProbe): void
 }
 
 export interface AppFaceParts {
@@ -30,6 +32,8 @@ export interface AppFaceParts {
 export interface AppFace {
   readonly guest: Guest
   readonly closers: readonly Closer[]
+  /** What answers a `message` probe. */
+  readonly probes: readonly OnProbe[]
   /** The drain begins, and takes at most so long. */
   drains(timeoutMs: number): void
   /** A listener was taken away, while the worker stays. */
@@ -42,6 +46,7 @@ export function faceApp({ generation, slot, leadership, ready, warn }: AppFacePa
   const drainListeners: ((timeoutMs: number) => unknown)[] = []
   const resumeListeners: (() => unknown)[] = []
   const closers: Closer[] = []
+  const probes: OnProbe[] = []
   let drainsBy: number | null = null
   let isWithdrawn = false
   /** Made when the app asks for it: most never do. */
@@ -51,6 +56,7 @@ export function faceApp({ generation, slot, leadership, ready, warn }: AppFacePa
 
   return {
     closers,
+    probes,
     drains(timeoutMs) {
       drainsBy = performance.now() + timeoutMs
       // First: a leader that is told to stop can tell by it whether its worker leaves.
@@ -88,6 +94,7 @@ export function faceApp({ generation, slot, leadership, ready, warn }: AppFacePa
       onShutdown: (name, close, { timeoutMs } = {}) =>
         void closers.push({ name, close: AsyncResource.bind(close), timeoutMs }),
       whileLeader: (run) => leadership.whileLeader(run),
+      onProbe: (answer) => void probes.push(AsyncResource.bind(answer)),
     },
   }
 }

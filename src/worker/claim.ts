@@ -57,6 +57,8 @@ export interface Claims {
   /** Gives back every copy: no more connections are accepted, the servers stay "listening". */
   withdrawAll(): void
   readonly any: boolean
+  /** Whether a server of this worker accepts. */
+  readonly accepting: boolean
 }
 
 export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsParts): Claims {
@@ -217,6 +219,9 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
     },
     get any() {
       return claims.size > 0
+    },
+    get accepting() {
+      return [...claims.values()].some(({ facade }) => facade.accepting)
     },
   }
 }

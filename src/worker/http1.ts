@@ -43,6 +43,8 @@ type Head = (this: ServerResponse, ...args: unknown[]) => ServerResponse
 export interface Http1 {
   /** All servers leave: from now on every newest response says so. */
   leaveAll(): void
+  /** They stay after all: only what the app closed itself leaves. */
+  stay(): void
   /** From now on the app's `close()` of this server is ours to soften. */
   guard(server: net.Server): void
   /** The drain is over: from here on Node's own `close` and `closeIdleConnections` do what they always did. */
@@ -52,6 +54,7 @@ export interface Http1 {
 export function softenHttp1(): Http1 {
   const guarded = new WeakSet<net.Server>()
   const left = new WeakSet<net.Server>()
+  let hasLeft = false
   let leaving: 'none' | 'some' | 'all' | 'over' = 'none'
 
   const leaves = (socket: Socket | null | undefined): boolean => {
@@ -84,6 +87,7 @@ export function softenHttp1(): Http1 {
     prototype.close = function (this: http.Server, callback?: (error?: Error) => void) {
       if (leaving === 'over' || !guarded.has(this)) return close.call(this, callback)
       left.add(this)
+      hasLeft = true
       if (leaving === 'none') leaving = 'some'
       deferRequests(this)
       return net.Server.prototype.close.call(this, callback) as typeof this
@@ -110,6 +114,9 @@ export function softenHttp1(): Http1 {
     },
     leaveAll() {
       if (leaving !== 'over') leaving = 'all'
+    },
+    stay() {
+      if (leaving === 'all') leaving = hasLeft ? 'some' : 'none'
     },
     standAside() {
       leaving = 'over'

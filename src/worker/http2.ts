@@ -15,6 +15,8 @@ export interface Http2 {
   /** A server that may speak HTTP/2; others are not touched. */
   watch(server: Server): void
   leaveAll(): void
+  /** New sessions stay. Those that were told to leave leave. */
+  stay(): void
 }
 
 type Http2Server = Server & {
@@ -104,6 +106,9 @@ export function watchHttp2(ledger: Ledger): Http2 {
     leaveAll() {
       leaving = true
       for (const session of sessions) leave(session)
+    },
+    stay() {
+      leaving = false
     },
   }
 }

@@ -15,6 +15,8 @@ import type { Counts, Ending, Slowest } from '../protocol.ts'
 const CONNECTION = Symbol('usr2.connection')
 /** The number of a response on its connection, from 1. */
 const NUMBER = Symbol('usr2.number')
+/** When the request of a response was read, if another one came on the same connection before it was answered. */
+const SINCE = Symbol('usr2.since')
 
 /** What a connection speaks, as far as it is known: how it is to be ended follows from it. */
 export type Kind = 'plain' | 'http2' | 'websocket' | 'upgraded'
@@ -61,7 +63,7 @@ export interface Connection {
 }
 
 type Tagged = Socket & { [CONNECTION]?: Connection; _parent?: Tagged; server?: Server }
-type Numbered = ServerResponse & { [NUMBER]?: number; readonly _last?: boolean }
+type Numbered = ServerResponse & { [NUMBER]?: number; [SINCE]?: number; readonly _last?: boolean }
 
 /**
  * The connections that are open, in no order.
@@ -106,6 +108,9 @@ export class Ledger {
   onOpen: ((connection: Connection) => void) | null = null
   /** Called with each connection that is used again. Not by a channel of its own: that costs 0.1 µs a request. */
   onSecondRequest: ((connection: Connection, request: IncomingMessage) => void) | null = null
+  /** Called with each response that was written whole: its status, and when its request was read. */
+  onAnswered: ((status: number, since: number, body: ServerResponse | ServerHttp2Stream) => void) | null =
+    null
   /** Names the bucket of a connection that has closed. Asked in a drain only. */
   endingOf: ((connection: Connection) => Ending) | null = null
   /** Called when a connection was settled. */
@@ -164,6 +169,8 @@ export class Ledger {
       if (!connection) return
       ledger.requests++
       response[NUMBER] = ++connection.started
+      // Pipelined.
+      if (connection.response) (connection.response as Numbered)[SINCE] = connection.requestSince
       connection.request = request
       connection.response = response
       connection.requestSince = performance.now()
@@ -179,8 +186,10 @@ export class Ledger {
       if (!connection || connection.place < 0) return
       ledger.completed++
       connection.finished++
+      const since = connection.response === response ? connection.requestSince : (response[SINCE] ?? 0)
+      ledger.onAnswered?.(response.statusCode, since, response)
       if (ledger.drained) {
-        ledger.noteTime(request, connection.requestSince)
+        ledger.noteTime(request, since)
         connection.quietSince = performance.now()
         // Its head had gone out before the drain, or its client asked for it: it is the last one all the same.
         if (response._last === true && connection.lastRequest === 0)
@@ -208,6 +217,7 @@ export class Ledger {
       // "Aborted" is Node's word for a stream that closed before its response was whole.
       if (stream.aborted) return void this.aborted++
       this.completed++
+      this.onAnswered?.(Number(stream.sentHeaders?.[':status'] ?? 0), inFlight.since, stream)
       if (this.drained) this.noteTime(request, inFlight.since)
     })
   }

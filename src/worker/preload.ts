@@ -21,10 +21,14 @@ import { keepPaths } from './keep-path.ts'
 import { Ledger } from './ledger.ts'
 import { prepareLeadership } from './leadership.ts'
 import { connectLink } from './link.ts'
+import { prepareProbes } from './probe.ts'
+import { watchRotation } from './rotation.ts'
 import { shutDownApp } from './shutdown.ts'
 import { keepSignals } from './signals.ts'
+import { recordStatistics } from './statistics.ts'
 import { shareTlsTickets } from './tls-tickets.ts'
 import { watchUpgrades } from './upgraded.ts'
+import { warmUp } from './warm-up.ts'
 
 const COUNTS_EVERY_MS = 1_000
 
@@ -41,6 +45,15 @@ function start(config: GuestConfig): void {
   refuseCluster()
   const failures = reportFailures(link)
   const ledger = new Ledger()
+  const statistics = config.statistics
+    ? recordStatistics({
+        ledger,
+        everyMs: COUNTS_EVERY_MS,
+        send: (statistics) => link.send({ t: 'statistics', statistics }),
+      })
+    : null
+  // What was answered since the last tick.
+  if (statistics) process.on('exit', statistics.tell)
   const http1 = softenHttp1()
   const http2 = watchHttp2(ledger)
   const tickets = shareTlsTickets(link)
@@ -52,9 +65,13 @@ function start(config: GuestConfig): void {
     generation: config.generation,
     slot: config.slot,
     leadership,
-    ready: () => link.send({ t: 'ready' }),
+    ready() {
+      probes.heardReady()
+      link.send({ t: 'ready' })
+    },
     warn,
   })
+  const probes = prepareProbes({ servers, functions: app.probes, send: link.send })
   let times = config.times
 
   const claims = claimListeners({
@@ -67,13 +84,14 @@ function start(config: GuestConfig): void {
       if (key !== undefined) tickets.share(server, key)
       http1.guard(server)
       http2.watch(server)
-      watchUpgrades(server)
+      watchUpgrades(server, statistics?.upgraded)
       if (config.keepAliveTimeoutMs !== null) raiseKeepAlive(server, config.keepAliveTimeoutMs)
       // After the app has had its turn to set `keepAliveTimeout`. One worker says it for all.
       if (config.slot === 0) setImmediate(() => warnOfPromise(server, config.times.drainTimeoutMs, warn))
     },
   })
 
+  const rotation = watchRotation(http1, http2, servers)
   const udp = claimUdp(link, warn)
   const drain = prepareDrain({
     ledger,
@@ -111,7 +129,8 @@ function start(config: GuestConfig): void {
   // One worker watches for all.
   if (config.slot === 0) watchProxies({ ledger, isServing: () => drain.phase === 'serving', warn })
 
-  const signals = keepSignals((signal) => {
+  if (config.inspectorPort !== null) process.debugPort = config.inspectorPort
+  const signals = keepSignals(config.inspectorPort !== null, (signal) => {
     if (signal !== 'SIGTERM' || drain.phase !== 'serving') return
     // Whoever sends TERM to one worker wants it gone: the master starts its successor first.
     if (link.connected) link.send({ t: 'signalled', signal })
@@ -132,6 +151,10 @@ function start(config: GuestConfig): void {
         return leadership.lead()
       case 'step-down':
         return leadership.stepDown()
+      case 'probe':
+        return probes.answer(message)
+      case 'warm-up':
+        return void warmUp(message, servers).then(link.send)
       case 'exit':
         return process.exit(1)
       case 'ticket-keys':
@@ -139,6 +162,7 @@ function start(config: GuestConfig): void {
       default:
         if (message.t === 'withdraw') app.withdrawn()
         claims.handle(message)
+        if (message.t === 'withdraw' && claims.any) rotation.changed(claims.accepting)
         return udp.handle(message)
     }
   })
@@ -153,13 +177,16 @@ function start(config: GuestConfig): void {
     // the master for that address before this worker has gone. And an app that binds a datagram socket may send.
     if (socket.kind === 'udp') udp.receive(socket, order)
     else claims.receive(socket, order)
-    if (order.purpose === 'open') app.granted()
+    if (order.purpose !== 'open') return
+    if (claims.any) rotation.changed(claims.accepting)
+    app.granted()
   })
   // The master died: nobody will replace this worker, and its listeners may be bound anew by the next master.
   link.onLost(() => drain.begin(times))
 
   let last = ''
   setInterval(() => {
+    statistics?.tick()
     if (drain.phase !== 'serving') link.send({ t: 'holding', holding: drain.holding() })
     const counts = ledger.counts()
     const text = JSON.stringify(counts)

@@ -12,12 +12,20 @@ export interface Signals {
   release(): void
 }
 
-export function keepSignals(onSignal: (signal: Kept) => void): Signals {
+/**
+ * @param isUsr1Nodes Node's handler of SIGUSR1 stays, which a listener would replace for good: the master needs it to look
+ * into a blocked worker, and sees to it that no stray one starts the inspector (src/master/blocked.ts). It is hidden
+ * from the app all the same.
+ */
+export function keepSignals(isUsr1Nodes: boolean, onSignal: (signal: Kept) => void): Signals {
   let keeping = true
   // A listener only so that the signal does its default harm no more: what it means is decided in `emit` below.
   const keeper = (): void => {}
   const keep = (): void => {
-    for (const signal of KEPT) if (!process.listeners(signal).includes(keeper)) process.on(signal, keeper)
+    for (const signal of KEPT) {
+      if (signal === 'SIGUSR1' && isUsr1Nodes) continue
+      if (!process.listeners(signal).includes(keeper)) process.on(signal, keeper)
+    }
   }
 
   const emit = process.emit as (...args: unknown[]) => boolean

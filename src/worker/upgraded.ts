@@ -24,11 +24,11 @@ const handshakes = new WeakMap<Connection, { readonly since: number; readonly se
  * Learns which connections of a server leave HTTP, by an upgrade or as the tunnel of a proxy (CONNECT). A listener of
  * ours is added only where the app has one: with none, Node answers a request for an upgrade as any other.
  */
-export function watchUpgrades(server: Server): void {
-  for (const event of ['upgrade', 'connect'] as const) watchEvent(server, event)
+export function watchUpgrades(server: Server, onUpgrade?: () => void): void {
+  for (const event of ['upgrade', 'connect'] as const) watchEvent(server, event, onUpgrade)
 }
 
-function watchEvent(server: Server, event: 'upgrade' | 'connect'): void {
+function watchEvent(server: Server, event: 'upgrade' | 'connect', onUpgrade?: () => void): void {
   const note = (request: IncomingMessage, socket: Socket): void => {
     const connection = connectionOf(socket)
     // A CONNECT over HTTP/2 is a stream like any other.
@@ -36,6 +36,7 @@ function watchEvent(server: Server, event: 'upgrade' | 'connect'): void {
     connection.kind = /websocket/i.test(request.headers.upgrade ?? '') ? 'websocket' : 'upgraded'
     connection.http = socket
     handshakes.set(connection, { since: performance.now(), sent: socket.bytesWritten })
+    onUpgrade?.()
   }
   let noting = false
   const startNoting = (): void => {

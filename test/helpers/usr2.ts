@@ -198,6 +198,12 @@ export function deploy(
   mkdirSync(release, { recursive: true })
   if (name !== undefined) copyFileSync(fixture(name), join(release, basename(name)))
   writeFiles(release, { VERSION: version, ...files })
+  return pointTo(root, version)
+}
+
+/** Turns `root/current` over to a release that is there. Gives the path of the link. */
+export function pointTo(root: string, version: string): string {
+  const release = join(root, 'releases', version)
   const current = join(root, 'current')
   const next = `${current}.next`
   rmSync(next, { force: true })

@@ -4,6 +4,7 @@ import type {
   Grant,
   ListenerKey,
   Policy,
+  Rollout,
   Slot,
   Worker,
   WorkerPhase,
@@ -11,6 +12,19 @@ import type {
 
 export const policy: Policy = {
   slots: 1,
+  steps: [{ k: 'share', percent: 100 }],
+  maxSurge: { k: 'percent', n: 100 },
+  maxUnavailable: { k: 'workers', n: 0 },
+  replaced: 'parked',
+  minReadyMs: 0,
+  progressDeadlineMs: 600_000,
+  parkForMs: 0,
+  onFailure: 'rollback',
+  probes: {},
+  warmUp: false,
+  hooks: [],
+  hookTimeoutMs: 60_000,
+  replaceAt: { memoryBytes: null, requests: null, ageMs: null },
   ready: 'listen',
   startTimeoutMs: 60_000,
   drainTimeoutMs: 30_000,
@@ -28,7 +42,7 @@ export const booting: Extract<WorkerPhase, { k: 'booting' }> = {
   settle: null,
   stillborn: 0,
 }
-export const ready: WorkerPhase = { k: 'ready', since: 100 }
+export const ready: WorkerPhase = { k: 'ready', since: 100, ages: null }
 export const held: Grant = { k: 'held' }
 export const opening: Grant = { k: 'opening', by: { timerAt: 500 } }
 export const open: Grant = { k: 'open' }
@@ -41,9 +55,13 @@ export function worker(id: number, phase: WorkerPhase, claims: Record<ListenerKe
     slot: id - 1,
     phase,
     claims: grants,
+    wasOpened: [...grants.values()].some(({ k }) => k !== 'held'),
     listensPrivately: false,
     saidReady: false,
     leadership: 'none',
+    probes: {},
+    warmth: 'cold',
+    tired: null,
   }
 }
 
@@ -62,3 +80,21 @@ export function generation(slots: readonly Slot[], changes: Partial<Policy> = {}
 
 export const byId = (...workers: Worker[]): Map<number, Worker> =>
   new Map(workers.map((one) => [one.id, one]))
+
+/** A rollout of one step, at its beginning. */
+export const rollout: Omit<Rollout, 'doing'> = {
+  id: 'r1',
+  kind: 'reload',
+  of: null,
+  asks: [],
+  drop: new Set(),
+  claimed: new Set(),
+  since: 0,
+  plan: [{ k: 'share', percent: 100, realPercent: 100, raise: 1, open: 1, out: 1 }],
+  at: 0,
+  raised: 1,
+  open: 0,
+  out: 0,
+  pause: 'none',
+  hooked: 'not-yet',
+}

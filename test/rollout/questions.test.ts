@@ -3,10 +3,9 @@ import {
   accepts,
   candidateOf,
   currentOf,
-  everOpened,
   fills,
-  gateIsOpen,
   holder,
+  inRotation,
   isSpare,
   listensOn,
   meetsReadiness,
@@ -18,22 +17,27 @@ import {
 } from '../../src/rollout/questions.ts'
 import { initialState } from '../../src/rollout/state.ts'
 import type { Doing, ListenerKey, Slot, Top, Worker } from '../../src/rollout/state.ts'
+import type { Generation } from '../../src/rollout/state.ts'
+import * as built from './builders.ts'
 import { booting, byId, generation, held, open, opening, ready, slotOf, vacant, worker } from './builders.ts'
 
 const WEB = 'tcp:[::]:3000'
 const ADMIN = 'tcp:127.0.0.1:9000'
 const none: ReadonlySet<ListenerKey> = new Set()
 
-const rollingOut = (doing: Doing): Top => ({
+const rollingOut = (doing: Doing, open = 0, out = 0): Top => ({
   k: 'rolling-out',
   current: 1,
-  rollout: { id: 'r1', asks: [], drop: none, claimed: none, since: 0, doing },
+  rollout: { ...built.rollout, doing, open, out },
   next: [],
 })
-const pinning = rollingOut({ k: 'pinning', by: { timerAt: 1 } })
-const bringingUp = rollingOut({ k: 'bringing-up', candidate: 2 })
-const shifting = rollingOut({ k: 'shifting', candidate: 2 })
-const steady: Top = { k: 'steady', current: 1 }
+const by = { timerAt: 1 }
+const pinning = rollingOut({ k: 'pinning', by })
+const bringingUp = rollingOut({ k: 'bringing-up', candidate: 2, by })
+const shifting = rollingOut({ k: 'shifting', candidate: 2, by }, 2)
+const holding = rollingOut({ k: 'holding', candidate: 2, until: 'promote' }, 1, 1)
+const steady: Top = { k: 'steady', current: 1, parked: null }
+const parked: Top = { k: 'steady', current: 1, parked: { generation: 2, until: by } }
 const stopping: Top = { k: 'stopping', status: 0, why: [] }
 
 t.test('roles are where the top points', async (t) => {
@@ -52,12 +56,19 @@ t.test('roles are where the top points', async (t) => {
   )
 })
 
-t.test('the gate is open for the current generation, and for a candidate that is ready, whole', async (t) => {
-  t.ok(gateIsOpen(bringingUp, 1))
-  t.notOk(gateIsOpen(bringingUp, 2))
-  t.ok(gateIsOpen(shifting, 2))
-  t.notOk(gateIsOpen(shifting, 3))
-  t.notOk(gateIsOpen(stopping, 1))
+t.test('in rotation: the current generation, and as much of a candidate as its share', async (t) => {
+  const at = (generation: number, slot: number): Worker => ({ ...worker(1, ready), generation, slot })
+  t.ok(inRotation(steady, at(1, 0)))
+  t.ok(inRotation(bringingUp, at(1, 0)))
+  t.notOk(inRotation(bringingUp, at(2, 0)))
+  t.ok(inRotation(shifting, at(2, 1)))
+  t.notOk(inRotation(shifting, at(2, 2)), 'the rollout has not come to it')
+  t.notOk(inRotation(shifting, at(3, 0)))
+  t.notOk(inRotation(holding, at(1, 0)), 'its place is taken')
+  t.ok(inRotation(holding, at(1, 1)))
+  t.equal(roleOf(parked, 2), 'parked')
+  t.notOk(inRotation(parked, at(2, 0)), 'parked')
+  t.notOk(inRotation(stopping, at(1, 0)))
 })
 
 t.test('the worker that holds a slot', async (t) => {
@@ -65,7 +76,11 @@ t.test('the worker that holds a slot', async (t) => {
   t.equal(holder(slotOf(4, null)), 4)
   t.equal(holder(vacant(null)), null)
   t.equal(holder(slot({ k: 'leaving', by: 4, when: { timerAt: 1 } })), 4)
-  t.equal(holder(slot({ k: 'replacing', by: 4, with: 5 })), 4, 'the old one, until its replacement serves')
+  t.equal(
+    holder(slot({ k: 'replacing', by: 4, with: 5, why: 'signal' })),
+    4,
+    'the old one, until its replacement serves',
+  )
 })
 
 t.test('ready by listening', async (t) => {
@@ -103,8 +118,6 @@ t.test('serves: ready, and accepts on everything it listens on', async (t) => {
   t.notOk(serves(worker(1, ready, { [WEB]: open, [ADMIN]: opening })))
   t.ok(accepts(worker(1, ready, { [WEB]: open }), WEB))
   t.notOk(accepts(worker(1, ready, { [WEB]: opening }), WEB))
-  t.ok(everOpened(worker(1, ready, { [WEB]: opening })), 'it may have accepted before we hear of it')
-  t.notOk(everOpened(worker(1, ready, { [WEB]: held })))
   t.ok(fills(slotOf(1, [WEB]), worker(2, ready, { [WEB]: open })))
   t.notOk(fills(slotOf(1, [WEB, ADMIN]), worker(2, ready, { [WEB]: open })))
   t.notOk(fills(slotOf(1, [WEB]), undefined))
@@ -114,20 +127,28 @@ t.test('spare: it can go and no listener loses its last worker', async (t) => {
   const one = worker(1, ready, { [WEB]: open })
   const two = worker(2, ready, { [WEB]: open })
   const old = { ...worker(3, ready, { [WEB]: open }), generation: 0 }
+  const candidate = { ...worker(4, ready, { [WEB]: open }), generation: 2 }
+  const whole = (current: Generation, workers: readonly Worker[], top: Top = steady) => ({
+    ...{ top, generations: new Map([[current.id, current]]), workers: byId(...workers) },
+  })
   const pair = generation([slotOf(1, [WEB]), slotOf(2, [WEB])])
-  t.ok(isSpare(pair, byId(one, two), one))
+  t.ok(isSpare(whole(pair, [one, two]), one))
   t.notOk(
-    isSpare(pair, byId(one, worker(2, ready, { [WEB]: opening })), one),
+    isSpare(whole(pair, [one, worker(2, ready, { [WEB]: opening })]), one),
     'the other one does not accept yet',
   )
-  t.ok(isSpare(pair, byId(one, old), old), 'one of the current generation accepts')
-  t.notOk(isSpare(pair, byId(one, old), one), 'an old one does not count')
+  t.ok(isSpare(whole(pair, [one, old]), old), 'one of the current generation accepts')
+  t.notOk(isSpare(whole(pair, [one, old]), one), 'an old one does not count')
+  t.ok(isSpare(whole(pair, [one, candidate], shifting), one), 'a candidate that accepts does')
   const dead = generation([vacant([WEB])])
-  t.notOk(isSpare(dead, byId(old), old), 'the only worker of the current generation has died')
-  t.ok(isSpare(generation([vacant([ADMIN])]), byId(old), old), 'the current generation never listened there')
+  t.notOk(isSpare(whole(dead, [old]), old), 'the only worker of the current generation has died')
+  t.ok(
+    isSpare(whole(generation([vacant([ADMIN])]), [old]), old),
+    'the current generation never listened there',
+  )
   const closed = generation([slotOf(1, [WEB])])
-  t.ok(isSpare(closed, byId(worker(1, ready), old), old), 'its app has closed that server')
-  t.ok(isSpare(undefined, byId(old), old), 'in a stop')
+  t.ok(isSpare(whole(closed, [worker(1, ready), old]), old), 'its app has closed that server')
+  t.ok(isSpare(whole(pair, [old], stopping), old), 'in a stop')
 })
 
 t.test('what the slots of a new generation must listen on', async (t) => {

@@ -11,13 +11,43 @@
  *
  * Lines that begin with `#` are for the reader.
  */
+import { findingText } from '../../src/rollout/analysis.ts'
 import { deadline } from '../../src/rollout/timers.ts'
 import { initialState } from '../../src/rollout/state.ts'
-import type { Announcement, Command, Fact, Policy, State, Verdict, Worker } from '../../src/rollout/state.ts'
+import { HOOKS, METRICS, PROBES } from '../../src/rollout/state.ts'
+import type {
+  Amount,
+  Announcement,
+  Command,
+  Fact,
+  Figures,
+  Limit,
+  Order,
+  Planned,
+  Policy,
+  ProbeKind,
+  State,
+  Step,
+  Verdict,
+  Worker,
+} from '../../src/rollout/state.ts'
 import { step } from '../../src/rollout/step.ts'
 
 const usual: Policy = {
   slots: 1,
+  steps: [{ k: 'share', percent: 100 }],
+  maxSurge: { k: 'percent', n: 100 },
+  maxUnavailable: { k: 'workers', n: 0 },
+  replaced: 'parked',
+  minReadyMs: 0,
+  progressDeadlineMs: 600_000,
+  parkForMs: 0,
+  onFailure: 'rollback',
+  probes: {},
+  warmUp: false,
+  hooks: [],
+  hookTimeoutMs: 60_000,
+  replaceAt: { memoryBytes: null, requests: null, ageMs: null },
   ready: 'listen',
   startTimeoutMs: 60_000,
   drainTimeoutMs: 30_000,
@@ -96,7 +126,29 @@ function factsOf(verb: string, words: readonly string[]): Fact[] {
     case 'ask-gone':
       return [{ e: verb, ask: askOf(first), reason: after(1) }]
     case 'pinned':
-      return [{ e: verb, reload: first, policy: policyOf(words.slice(1)) }]
+      return [{ e: verb, reload: first, policy: policyOf(words.slice(1)), memory: memoryOf(words) }]
+    case 'rollback-asked':
+      return [{ e: verb, ask: askOf(first), to: second === '' ? null : Number(second) }]
+    case 'ordered':
+      return [{ e: verb, order: Number(first.replace(/^o/, '')), what: orderOf(words.slice(1)) }]
+    case 'hook-ended': {
+      const hook = HOOKS.find((name) => name === second)
+      if (!hook) throw new Error(`no hook: ${second}`)
+      return [{ e: verb, reload: first, hook, failure: after(2) || null }]
+    }
+    case 'measured': {
+      const [candidate = '', current = ''] = after(1).split(' | ')
+      return [{ e: verb, reload: first, candidate: figuresOf(candidate), current: figuresOf(current) }]
+    }
+    case 'probed': {
+      const probe = PROBES.find((name) => name === second)
+      if (!probe) throw new Error(`no probe: ${second}`)
+      return [{ e: verb, worker, probe, nth: Number(words[2]), failure: after(3) || null }]
+    }
+    case 'warmed':
+      return [{ e: verb, worker, failure: after(1) || null }]
+    case 'weighed':
+      return [{ e: verb, worker, rssBytes: msOf(second), requests: Number(words[2] ?? 0) }]
     case 'pin-failed':
       return [{ e: verb, reload: first, reasons: [after(1)] }]
     case 'stop-asked':
@@ -138,13 +190,93 @@ function msOf(word: string): number {
   return ms
 }
 
+/** `slots=4 steps=10%,hold:5s,analyse,100% maxSurge=25% probes=readiness,liveness maxMemory=100 free=9 worker=1`. */
 function policyOf(words: readonly string[]): Policy {
-  const given = words.map((word) => {
-    const [name = '', value = ''] = word.split('=')
-    if (!(name in usual)) throw new Error(`no setting: ${name}`)
-    return [name, name === 'ready' ? value : msOf(value)]
-  })
-  return { ...usual, ...(Object.fromEntries(given) as Partial<Policy>) }
+  return words.reduce<Policy>((policy, word) => {
+    const [name = '', value = ''] = word.split(/=(.*)/)
+    switch (name) {
+      case 'steps':
+        return { ...policy, steps: value.split(',').map(stepOf) }
+      case 'maxSurge':
+      case 'maxUnavailable':
+        return { ...policy, [name]: amountOf(value) }
+      case 'probes': {
+        const kinds = value.split(',') as ProbeKind[]
+        const [periodMs, timeoutMs, initialDelayMs] = [1_000, 500, 0]
+        const probe = { periodMs, timeoutMs, initialDelayMs, successThreshold: 1, failureThreshold: 3 }
+        return { ...policy, probes: Object.fromEntries(kinds.map((kind) => [kind, probe])) }
+      }
+      case 'hooks':
+        return { ...policy, hooks: HOOKS.filter((hook) => value.split(',').includes(hook)) }
+      case 'warmUp':
+        return { ...policy, warmUp: value === 'yes' }
+      case 'maxMemory':
+        return { ...policy, replaceAt: { ...policy.replaceAt, memoryBytes: Number(value) } }
+      case 'maxRequests':
+        return { ...policy, replaceAt: { ...policy.replaceAt, requests: Number(value) } }
+      case 'maxAge':
+        return { ...policy, replaceAt: { ...policy.replaceAt, ageMs: msOf(value) } }
+      case 'free':
+      case 'worker':
+        return policy
+      case 'ready':
+      case 'replaced':
+      case 'onFailure':
+        return { ...policy, [name]: value }
+      default:
+        if (!(name in usual)) throw new Error(`no setting: ${name}`)
+        return { ...policy, [name]: msOf(value) }
+    }
+  }, usual)
+}
+
+const amountOf = (word: string): Amount =>
+  word.endsWith('%') ? { k: 'percent', n: Number(word.slice(0, -1)) } : { k: 'workers', n: Number(word) }
+
+/** What an analysis in a story asks for. */
+const LIMITS: readonly Limit[] = [
+  { metric: 'errorRate', op: '<', value: 0.01, relative: false },
+  { metric: 'p99', op: '<', value: 1.5, relative: true },
+]
+
+function stepOf(word: string): Step {
+  if (word.endsWith('%')) return { k: 'share', percent: Number(word.slice(0, -1)) }
+  if (word.startsWith('hold:')) {
+    const time = word.slice('hold:'.length)
+    return { k: 'hold', forMs: time === 'promote' ? time : msOf(time) }
+  }
+  if (word !== 'analyse') throw new Error(`no step: ${word}`)
+  const analysis = { intervalMs: 10_000, count: 2, failureLimit: 0, minRequests: 20, limits: LIMITS }
+  return { k: 'analyse', analysis: { ...analysis, inconclusive: 'pause' } }
+}
+
+function memoryOf(words: readonly string[]): { freeBytes: number; workerBytes: number } | null {
+  const bytes = (name: string): number =>
+    Number(words.find((word) => word.startsWith(`${name}=`))?.slice(name.length + 1)) * 1024 * 1024
+  return Number.isNaN(bytes('free')) ? null : { freeBytes: bytes('free'), workerBytes: bytes('worker') }
+}
+
+function orderOf([verb = '', arg = '']: readonly string[]): Order {
+  switch (verb) {
+    case 'promote':
+      return { k: verb, full: arg === 'full' }
+    case 'pause':
+    case 'resume':
+    case 'abort':
+      return { k: verb }
+    case 'scale':
+      return /^[+-]/.test(arg) ? { k: 'scale-by', by: Number(arg) } : { k: 'scale', to: Number(arg) }
+    default:
+      throw new Error(`no order: ${verb}`)
+  }
+}
+
+/** `requests=100 errorRate=0.1 p99=20`; what is not given is not known. */
+function figuresOf(text: string): Figures {
+  const given = new Map(text.split(' ').map((word) => word.split('=') as [string, string]))
+  const figure = (name: string): number | null => (given.has(name) ? Number(given.get(name)) : null)
+  const figures = Object.fromEntries(METRICS.map((name) => [name, figure(name)])) as Omit<Figures, 'requests'>
+  return { ...figures, requests: figure('requests') ?? 0 } as Figures
 }
 
 // --- telling --------------------------------------------------------------------------------------------------
@@ -163,15 +295,31 @@ function inWords(commands: readonly Command[]): string[] {
       continue
     }
     asks = command.c === 'answer' ? { first: command.ask, last: command.ask, text } : null
-    told.push(command.c === 'answer' ? `answer a${command.ask}: ${text}` : text)
+    if (text !== '  ()') told.push(command.c === 'answer' ? `answer a${command.ask}: ${text}` : text)
   }
   return told
 }
 
 function wordsOf(command: Exclude<Command, { c: 'answer' }>): string {
   switch (command.c) {
-    case 'pin':
-      return `pin generation ${command.generation} for ${command.reload}`
+    case 'pin': {
+      const of = command.of === null ? '' : `, the version of generation ${command.of}`
+      return `pin generation ${command.generation} for ${command.reload}${of}`
+    }
+    case 'withdraw':
+      return `let w${command.worker} accept on ${command.key} no more`
+    case 'probe':
+      return `probe w${command.worker}: ${command.probe} ${command.nth}`
+    case 'warm-up':
+      return `warm w${command.worker} up`
+    case 'look-into':
+      return `look into w${command.worker}`
+    case 'run-hook':
+      return `run ${command.hook}`
+    case 'measure':
+      return `measure generations ${command.candidate} and ${command.current} over ${seconds(command.overMs)}`
+    case 'reply':
+      return `reply to o${command.order}: ${command.problem ?? 'done'}`
     case 'spawn':
       return `start w${command.worker} (generation ${command.generation}, slot ${command.slot})`
     case 'open':
@@ -217,12 +365,60 @@ function announced(what: Announcement): string {
       return `slot ${what.slot} is vacant for ${seconds(what.delayMs)}, death ${what.deaths} in a row: ${what.reason}`
     case 'replacement-failed':
       return `slot ${what.slot} keeps its old worker: ${what.reason}`
+    case 'planned': {
+      const isPlain = what.plan.length === 1 && what.plan[0]?.k === 'share'
+      return isPlain ? '' : `${what.reload}: ${what.plan.map(planned).join('; ')}`
+    }
+    case 'fell-back':
+      return `${what.reload}: ${what.why}`
+    case 'share-reached':
+      return `${what.reload}: step ${what.at} is reached`
+    case 'holding':
+      return `${what.reload}: step ${what.at} begins`
+    case 'analysed': {
+      const { verdict, findings, why } = what.judgement
+      const figures = findings.map((finding) => `${findingText(finding)}`).join(', ')
+      return `${what.reload}: ${verdict}: ${figures}${why === '' ? '' : `; ${why}`}`
+    }
+    case 'paused':
+      return `${what.reload} is paused: ${what.why}`
+    case 'resumed':
+      return `${what.reload} goes on`
+    case 'hook-failed':
+      return `${what.hook} failed: ${what.why}`
+    case 'unready':
+      return `w${what.worker} is not ready any more${what.stays ? ', but stays' : ''}: ${what.why}`
+    case 'ready-again':
+      return `w${what.worker} is ready again`
+    case 'warm-up-failed':
+      return `w${what.worker} was not warmed up: ${what.why}`
+    case 'tired':
+      return `w${what.worker} is to be replaced: ${what.tired.detail}`
+    case 'parked':
+      return `generation ${what.generation} is parked for ${seconds(what.forMs)}`
+    case 'unparked':
+      return `generation ${what.generation} is parked no more: ${what.why}`
+    case 'scaled':
+      return `${what.from} -> ${what.to} slots`
     case 'crowded-out':
       return `generation ${what.generation} is crowded out`
     case 'generation-ended':
       return `generation ${what.generation} has ended`
     case 'stopping':
       return ['stopping', ...what.why].join(': ')
+  }
+}
+
+function planned(step: Planned): string {
+  switch (step.k) {
+    case 'share':
+      return `${step.realPercent} % (${step.percent} %): ${step.open} of ${step.raise} accept, ${step.out} out`
+    case 'hold':
+      return step.forMs === 'promote' ? 'until promoted' : `hold ${seconds(step.forMs)}`
+    case 'analyse':
+      return 'analyse'
+    case 'watch':
+      return `watch ${seconds(step.forMs)}`
   }
 }
 

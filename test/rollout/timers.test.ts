@@ -2,13 +2,13 @@ import t from 'tap'
 import { initialState } from '../../src/rollout/state.ts'
 import type { Rollout, State } from '../../src/rollout/state.ts'
 import { deadline, postpone } from '../../src/rollout/timers.ts'
+import * as built from './builders.ts'
 import { booting, byId, generation, open, opening, ready, slotOf, vacant, worker } from './builders.ts'
 
 const rollout: Rollout = {
-  id: 'r1',
+  ...built.rollout,
   asks: [1],
   drop: new Set(['tcp:[::]:3000']),
-  claimed: new Set(),
   since: 7,
   doing: { k: 'pinning', by: { timerAt: 900 } },
 }

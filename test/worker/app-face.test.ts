@@ -69,7 +69,7 @@ t.test('who comes during the drain is told, too', async (t) => {
 })
 
 t.test('in the async context in which the app said so', async (t) => {
-  const { guest, closers, drains, withdrawn, granted } = face()
+  const { guest, closers, probes, drains, withdrawn, granted } = face()
   const context = new AsyncLocalStorage<string>()
   const seen: unknown[] = []
   const see = (): void => void seen.push(context.getStore())
@@ -78,16 +78,18 @@ t.test('in the async context in which the app said so', async (t) => {
     guest.onResume(see)
     guest.onShutdown('database', see, { timeoutMs: 5 })
     guest.onShutdown('server', see)
+    guest.onProbe(see)
   })
   context.run('of the channel', () => {
     withdrawn()
     granted()
     drains(1)
     for (const { close } of closers) close()
+    for (const answer of probes) void answer('liveness')
   })
   t.same(
     seen,
-    Array.from({ length: 4 }, () => 'of the app'),
+    Array.from({ length: 5 }, () => 'of the app'),
   )
   t.same(
     closers.map(({ name, timeoutMs }) => [name, timeoutMs]),

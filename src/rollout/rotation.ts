@@ -1,0 +1,52 @@
+/**
+ * Who accepts: grants and withdrawals, so that each ready worker accepts where and as long as it is to.
+ *
+ * A worker accepts when its place in the rollout says so (`inRotation`) and its readiness probe does not fail. Against
+ * both stands one rule: the last that accepts on a listener is not taken away, and where nobody accepts any more a worker
+ * that is not ready is better than none.
+ */
+import type { Draft } from './draft.ts'
+import { policyOf } from './draft.ts'
+import { inRotation, isUnready, othersAccept, roleOf } from './questions.ts'
+import type { ListenerKey, Worker } from './state.ts'
+
+export function reconcileRotation(draft: Draft): void {
+  for (const { id } of [...draft.workers.values()]) {
+    for (const key of draft.worker(id)?.claims.keys() ?? []) {
+      const worker = draft.worker(id)
+      if (worker?.phase.k === 'ready' && roleOf(draft.top, worker.generation) !== 'old')
+        reconcileGrant(draft, worker, key)
+    }
+  }
+}
+
+function reconcileGrant(draft: Draft, worker: Worker, key: ListenerKey): void {
+  const grant = worker.claims.get(key)
+  const by = draft.in(policyOf(draft, worker).grantTimeoutMs)
+  if (grant?.k === 'held' && mayAccept(draft, worker, key)) {
+    draft.setClaim({ ...worker, wasOpened: true }, key, { k: 'opening', by })
+    draft.order({ c: 'open', worker: worker.id, key })
+  } else if (grant?.k === 'open' && mustStop(draft, worker, key)) {
+    draft.setClaim(worker, key, { k: 'withdrawing', by })
+    draft.order({ c: 'withdraw', worker: worker.id, key })
+  }
+}
+
+function mayAccept(draft: Draft, worker: Worker, key: ListenerKey): boolean {
+  if (!inRotation(draft.top, worker)) return false
+  return !isUnready(worker) || !someoneWill(draft, worker, key)
+}
+
+/** Whether it is to accept no more there, and can be told so. */
+export function mustStop(draft: Draft, worker: Worker, key: ListenerKey): boolean {
+  const isTo = inRotation(draft.top, worker) && !isUnready(worker)
+  return !isTo && othersAccept(draft, worker, key)
+}
+
+/** Somebody else accepts there, or has just been told to. */
+function someoneWill(draft: Draft, worker: Worker, key: ListenerKey): boolean {
+  return [...draft.workers.values()].some((other) => {
+    const k = other.claims.get(key)?.k
+    return other.id !== worker.id && (k === 'open' || k === 'opening') && inRotation(draft.top, other)
+  })
+}
