@@ -4,16 +4,27 @@ import { formatBytes, formatDuration, inOneLine, plural, printable, table } from
 import type { GenerationStatus, ProbeStatus, Status, Verdict, WorkerStatus } from './master/face.ts'
 import { ledgerText } from './master/ledger.ts'
 
+/**
+ * Slots whose traffic somebody takes. In the midst of a canary the candidate's workers stand in for those of the current
+ * generation that have made room for them: nothing is degraded then.
+ */
+export function readySlots({ slots, ready, rollout }: Status): number {
+  if (rollout === null) return ready
+  const { current, candidate } = rollout.accepting
+  return Math.max(ready, Math.min(slots, current + candidate))
+}
+
 /** `usr2 status`. */
 export function renderStatus(status: Status, marks: Marks = ASCII): string {
-  const { name, pid, state, slots, ready, uptimeMs, usr2, node, listeners, vacancies } = status
+  const { name, pid, state, slots, uptimeMs, usr2, node, listeners, vacancies } = status
   const lines = [
-    `${inOneLine(name)}: ${state}, ${ready} of ${slots} ${plural(slots, 'slot')} ready, pid ${pid}, ` +
+    `${inOneLine(name)}: ${state}, ${readySlots(status)} of ${slots} ${plural(slots, 'slot')} ready, pid ${pid}, ` +
       `up ${formatDuration(uptimeMs)} (usr2 ${usr2}, Node ${node.replace(/^v/, '')})`,
   ]
   if (status.rollout !== null) lines.push('', ...renderRollout(status.rollout, marks))
   else if (status.waitsFor !== null) lines.push(`waits ${inOneLine(status.waitsFor)}`)
-  for (const generation of status.generations) lines.push('', ...renderGeneration(generation))
+  for (const generation of status.generations)
+    lines.push('', ...renderGeneration(generation, listeners.length > 0))
   lines.push('', listeners.length === 0 ? 'listeners: none' : 'listeners:')
   for (const { key, accepting } of listeners) {
     lines.push(`  ${inOneLine(key)}  ${accepting} ${plural(accepting, 'worker')} accepting`)
@@ -49,7 +60,12 @@ function waysBack({ rollout, parked, bootable }: Status): string[] {
   return lines
 }
 
-function renderGeneration({ id, role, version, entry, workers }: GenerationStatus): string[] {
+function renderGeneration(
+  { id, role, version, entry, workers }: GenerationStatus,
+  hasListeners: boolean,
+): string[] {
+  // A parked generation accepts nothing: that is what parked means.
+  const isRotating = hasListeners && role !== 'parked'
   const [titles = '', ...rows] = table(
     [
       ['  SLOT', 'right'],
@@ -66,9 +82,9 @@ function renderGeneration({ id, role, version, entry, workers }: GenerationStatu
     workers.map(workerRow),
   )
   return [
-    `generation ${id}, ${role}: version ${inOneLine(version)}, ${inOneLine(entry)}`,
+    `generation ${id}, ${role}: ${version === '' ? '' : `version ${inOneLine(version)}, `}${inOneLine(entry)}`,
     `${titles}  NOTES`,
-    ...rows.flatMap((row, i) => withNotes(row, notesOf(workers[i]))),
+    ...rows.flatMap((row, i) => withNotes(row, notesOf(workers[i], isRotating))),
   ]
 }
 
@@ -106,10 +122,11 @@ function readiness(probes: readonly ProbeStatus[]): string {
 }
 
 /** What is wrong with a worker, and what it waits for. */
-function notesOf(worker: WorkerStatus | undefined): string[] {
+function notesOf(worker: WorkerStatus | undefined, isRotating: boolean): string[] {
   if (worker === undefined) return []
-  const { probes, tired, waitsFor } = worker
-  const notes = probes.flatMap(noteOf)
+  const { phase, open, probes, tired, waitsFor } = worker
+  const notes = isRotating && phase === 'ready' && open.length === 0 ? ['accepts nothing'] : []
+  notes.push(...probes.flatMap(noteOf))
   if (tired !== null) notes.push(`tired, to be replaced: ${inOneLine(tired)}`)
   if (waitsFor !== null) notes.push(`waits ${inOneLine(waitsFor)}`)
   return notes
@@ -197,7 +214,7 @@ export function renderMasters(
       inOneLine(status.name),
       String(status.pid),
       status.state,
-      `${status.ready}/${status.slots}`,
+      `${readySlots(status)}/${status.slots}`,
       current === undefined ? '-' : String(current.id),
       current === undefined ? '-' : inOneLine(current.version),
       inOneLine(path),

@@ -33,7 +33,7 @@ import { followRollout, type Following } from './cli-follow.ts'
 import { marksFor } from './cli-rollout-text.ts'
 import { BAD_USAGE, complain, fail, refuse, say } from './cli-say.ts'
 import { isTerminal, Screen } from './cli-screen.ts'
-import { renderDrains, renderMasters, renderStatus } from './cli-status.ts'
+import { readySlots, renderDrains, renderMasters, renderStatus } from './cli-status.ts'
 import { formatDuration, printable } from './cli-text.ts'
 import { watchStatus } from './cli-watch.ts'
 import {
@@ -225,7 +225,7 @@ async function status({ args, json }: Client): Promise<number> {
     const answer = await askStatus(connection)
     if (json) say(JSON.stringify(answer))
     else process.stdout.write(render(answer))
-    return answer.state !== 'stopping' && answer.ready >= answer.slots ? OK : FAILED
+    return answer.state !== 'stopping' && readySlots(answer) >= answer.slots ? OK : FAILED
   } catch (error) {
     if (error instanceof MasterLostError) throw new NoMasterError(`${connection.path}: ${error.message}.`)
     throw error

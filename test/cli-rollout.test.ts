@@ -15,7 +15,7 @@ import {
 } from '../src/cli-args.ts'
 import { ASCII, marksFor, renderRollout, UNICODE } from '../src/cli-rollout-text.ts'
 import { isTerminal, Screen } from '../src/cli-screen.ts'
-import { renderStatus } from '../src/cli-status.ts'
+import { readySlots, renderStatus } from '../src/cli-status.ts'
 import { formatBytes } from '../src/cli-text.ts'
 import type { ProbeStatus, RolloutStatus, Status, WorkerStatus } from '../src/master/face.ts'
 import { fakeMaster, usr2 } from './helpers/client.ts'
@@ -123,7 +123,7 @@ t.test('the status of a rollout', async (t) => {
   if (current === undefined || worker === undefined) throw new Error('no worker')
   const passing: ProbeStatus = { probe: 'readiness', standing: 'passing', why: 'timed out once' }
   const workers: readonly WorkerStatus[] = [
-    { ...worker, probes: [{ probe: 'startup', standing: 'passing', why: '' }, passing] },
+    { ...worker, open: [], probes: [{ probe: 'startup', standing: 'passing', why: '' }, passing] },
     {
       ...worker,
       slot: 1,
@@ -168,7 +168,7 @@ ${renderRollout(ROLLOUT, UNICODE).join('\n')}
 
 generation 8, current: version 42, /srv/releases/42/server.js
   SLOT   PID  PHASE  READY     UP  CONNS  ACTIVE  REQUESTS  CUT      RSS  NOTES
-     0  4243  ready  yes    3 min     12       1      1200    0   96 MiB
+     0  4243  ready  yes    3 min     12       1      1200    0   96 MiB  accepts nothing
      1  4243  ready  no     3 min     12       1      1200    0   96 MiB
         not ready: GET /healthz answered 503
      2  4243  ready  yes    3 min     12       1      1200    0  1.5 GiB
@@ -214,6 +214,35 @@ ways back:
     )
     t.notMatch(renderStatus({ ...steady, parked: null, bootable: [] }), 'ways back')
     t.notMatch(renderStatus(ROLLING_OUT), 'ways back', 'during a rollout it is usr2 abort')
+  })
+
+  t.test('a generation that is parked, and one without a version', async (t) => {
+    const parked = {
+      ...current,
+      id: 7,
+      role: 'parked' as const,
+      version: '',
+      workers: [{ ...worker, open: [] }],
+    }
+    t.match(
+      renderStatus({ ...ROLLING_OUT, generations: [parked] }),
+      /\ngeneration 7, parked: \/srv\/releases\/42\/server\.js\n.*\n {5}0 .* 96 MiB\n/,
+    )
+    const queue: Status = { ...STATUS, listeners: [], generations: [{ ...parked, role: 'current' }] }
+    t.notMatch(renderStatus(queue), 'accepts nothing', 'an app without listeners does not')
+  })
+
+  t.test('is not degraded while the candidate has a share', async (t) => {
+    const share = (current: number, candidate: number): Status => ({
+      ...ROLLING_OUT,
+      ready: current,
+      rollout: { ...ROLLOUT, accepting: { current, candidate } },
+    })
+    t.equal(readySlots(share(3, 2)), 4)
+    t.match(renderStatus(share(3, 2)), 'rolling-out, 4 of 4 slots ready')
+    t.equal(readySlots(share(2, 1)), 3)
+    t.equal(readySlots({ ...share(0, 0), ready: 4 }), 4, 'without listeners nobody accepts')
+    t.equal(readySlots({ ...STATUS, ready: 1 }), 1)
   })
 
   t.test('bytes', async (t) => {
