@@ -116,7 +116,9 @@ t.test('a stray SIGUSR1 starts no inspector, and does not reach the app', async 
   kept.kill('SIGUSR1')
   const listens = await blocked(t, 'nothing', stacks.port, { LISTENS_TO_USR1: '1' })
   listens.kill('SIGUSR1')
-  for (const each of [worker, kept, listens]) {
+  const listened = await blocked(t, 'nothing', stacks.port, { LISTENS_TO_USR1: 'briefly' })
+  listened.kill('SIGUSR1')
+  for (const each of [worker, kept, listens, listened]) {
     await each.line('and on')
     t.notMatch(each.log(), /Debugger listening|heard/)
     each.kill('SIGKILL')
