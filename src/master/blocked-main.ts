@@ -48,6 +48,7 @@ process.stdout.write(JSON.stringify(await look()))
 process.exit()
 
 async function look(): Promise<LookResult> {
+  await loadClients()
   process.kill(Number(pid), 'SIGUSR1')
   const until = performance.now() + START_MS
   // Somebody else's program may have taken the port meanwhile: it is asked nothing.
@@ -60,6 +61,19 @@ async function look(): Promise<LookResult> {
   const gone = performance.now() + PAUSE_MS
   while (listens() && performance.now() < gone && stack !== '') await sleep(POLL_MS)
   return { stack, openMs: Math.round(performance.now() - opened) }
+}
+
+/** Node loads them when they are first used: before the inspector listens, which then does so for half of the time. */
+async function loadClients(): Promise<void> {
+  // Nobody answers there yet.
+  await fetch(`http://127.0.0.1:${port}/`, { signal: AbortSignal.timeout(PAUSE_MS) }).catch(() => {})
+  const socket = new WebSocket(`ws://127.0.0.1:${port}/`)
+  await new Promise((resolve) => {
+    socket.addEventListener('error', resolve)
+    socket.addEventListener('open', resolve)
+    setTimeout(resolve, PAUSE_MS)
+  })
+  socket.close()
 }
 
 /** Whether it is the worker that listens on the port: proc(5), /proc/net/tcp. */

@@ -56,9 +56,9 @@ export function quotaCpus(read: Read = readFile): number | null {
     }
     const quota = numberIn(read, `${directory}/cpu.cfs_quota_us`)
     const period = numberIn(read, `${directory}/cpu.cfs_period_us`)
-    // -1: none.
-    return quota === null || period === null || quota < 0 ? [] : [quota / period]
+    return quota === null || period === null ? [] : [quota / period]
   })
+  // Version 1 says -1 for none.
   return smallest(quotas.filter((cpus) => cpus > 0))
 }
 

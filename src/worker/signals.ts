@@ -19,11 +19,12 @@ export interface Signals {
  */
 export function keepSignals(isUsr1Nodes: boolean, onSignal: (signal: Kept) => void): Signals {
   let keeping = true
+  let usr1IsNodes = isUsr1Nodes
   // A listener only so that the signal does its default harm no more: what it means is decided in `emit` below.
   const keeper = (): void => {}
   const keep = (): void => {
     for (const signal of KEPT) {
-      if (signal === 'SIGUSR1' && isUsr1Nodes) continue
+      if (signal === 'SIGUSR1' && usr1IsNodes) continue
       if (!process.listeners(signal).includes(keeper)) process.on(signal, keeper)
     }
   }
@@ -35,12 +36,22 @@ export function keepSignals(isUsr1Nodes: boolean, onSignal: (signal: Kept) => vo
     onSignal(signal)
     return true
   } as typeof process.emit
+  const events: NodeJS.EventEmitter = process
+  if (isUsr1Nodes) {
+    // A listener of the app has taken the place of Node's handler for good: without ours, too, a SIGUSR1 after the app
+    // took its own away again would end the process.
+    events.on('newListener', (name) => {
+      if (name !== 'SIGUSR1' || !keeping || !usr1IsNodes) return
+      usr1IsNodes = false
+      keep()
+    })
+  }
+
   // Only now: Node binds the `emit` of that moment to a signal when its first listener is added.
   keep()
 
   // Node starts to watch a signal by a 'newListener' listener of its own. `process.removeAllListeners()` takes that
   // away, too: listeners that are added afterwards hear nothing, and SIGUSR2 ends the process.
-  const events: NodeJS.EventEmitter = process
   const watchers = (['newListener', 'removeListener'] as const).map(
     (name) => [name, events.rawListeners(name)] as const,
   )

@@ -1,4 +1,6 @@
 // What blocks a worker: src/master/blocked.ts, with the guest as it is built.
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import type { Test } from 'tap'
@@ -6,6 +8,7 @@ import { StackReader, busyness } from '../../src/master/blocked.ts'
 import { listening } from '../../src/master/port-owner.ts'
 import { GUEST_ENV, type GuestConfig, PROTOCOL_VERSION } from '../../src/protocol.ts'
 import { start, withoutTap } from '../helpers/spawn.ts'
+import { shortTmp } from '../helpers/tmp.ts'
 import { fixture } from '../helpers/usr2.ts'
 import { until } from '../helpers/wait.ts'
 
@@ -16,21 +19,20 @@ interface Logged {
   readonly openMs?: number
 }
 
-async function reader(t: Test) {
+async function reader(t: Test, helper = dist('blocked.mjs')) {
   const logged: Logged[] = []
   const log = {
     debug: (facts: Logged) => void logged.push(facts),
     warn: (facts: Logged) => void logged.push(facts),
   }
-  const stacks = await StackReader.open({ helper: dist('blocked.mjs'), log } as Parameters<
-    typeof StackReader.open
-  >[0])
+  const stacks = await StackReader.open({ helper, log } as Parameters<typeof StackReader.open>[0])
   t.teardown(() => stacks.close())
   return { stacks, logged, look: (pid: number) => withoutTap(() => stacks.look(pid)) }
 }
 
 /** A worker with the guest, that has said that it blocks now. */
 async function blocked(t: Test, way: string, inspectorPort: number | null, env: Record<string, string> = {}) {
+  const file = join(shortTmp(t), 'go-on')
   const guest: GuestConfig = {
     version: PROTOCOL_VERSION,
     generation: 1,
@@ -45,13 +47,13 @@ async function blocked(t: Test, way: string, inspectorPort: number | null, env: 
     pwd: process.cwd(),
   }
   const worker = start(t, process.execPath, {
-    args: ['--require', dist('preload.cjs'), fixture('blocks.cjs'), way],
+    args: ['--require', dist('preload.cjs'), fixture('blocks.cjs'), way, file],
     env: { [GUEST_ENV]: JSON.stringify(guest), ...env },
     moreStdio: ['ipc'],
     name: way,
   })
   await worker.line('blocks')
-  return worker
+  return Object.assign(worker, { goOn: () => writeFileSync(file, '') })
 }
 
 /** Sockets of this machine that listen on the port. */
@@ -81,9 +83,11 @@ t.test('the stack of a worker that computes, or waits for a lock', async (t) => 
 
 t.test('it goes on as before, and the inspector does not start again', async (t) => {
   const { stacks, look } = await reader(t)
-  const worker = await blocked(t, 'for-5s', stacks.port)
+  const worker = await blocked(t, 'for-until', stacks.port)
   t.match(await look(worker.pid), /compute/)
   t.equal(listeners(stacks.port), 1, 'ours, which keeps the port')
+  t.notOk(worker.stdout.includes('went on'))
+  worker.goOn()
   await worker.line('and on')
   t.equal(worker.stderr.filter((line) => line.includes('Debugger listening')).length, 1, worker.log())
   worker.kill('SIGKILL')
@@ -91,8 +95,9 @@ t.test('it goes on as before, and the inspector does not start again', async (t)
 
 t.test('in a system call there is no stack, and no inspector afterwards', async (t) => {
   const { stacks, logged, look } = await reader(t)
-  const worker = await blocked(t, 'exec-5s', stacks.port)
+  const worker = await blocked(t, 'exec-until', stacks.port)
   t.equal(await look(worker.pid), null)
+  worker.goOn()
   await worker.line('and on')
   await worker.line(/address already in use/, { what: 'the inspector that could not start' })
   t.equal(worker.stderr.filter((line) => line.includes('Debugger listening')).length, 0, worker.log())
@@ -112,7 +117,9 @@ t.test('a stray SIGUSR1 starts no inspector, and does not reach the app', async 
   kept.kill('SIGUSR1')
   const listens = await blocked(t, 'nothing', stacks.port, { LISTENS_TO_USR1: '1' })
   listens.kill('SIGUSR1')
-  for (const each of [worker, kept, listens]) {
+  const listened = await blocked(t, 'nothing', stacks.port, { LISTENS_TO_USR1: 'briefly' })
+  listened.kill('SIGUSR1')
+  for (const each of [worker, kept, listens, listened]) {
     await each.line('and on')
     t.notMatch(each.log(), /Debugger listening|heard/)
     each.kill('SIGKILL')
@@ -133,6 +140,32 @@ t.test('where the signal would do harm, or nothing, there is none', async (t) =>
   await stacks.close()
   t.equal(await look(worker.pid), null, 'closed')
   t.equal(listeners(stacks.port), 0)
+})
+
+t.test('an inspector that stays open is told, and the port is taken again when it has gone', async (t) => {
+  // As a helper that could not close it: somebody else listens when it has ended.
+  const helper = join(shortTmp(t), 'helper.mjs')
+  const stays = `require('net').createServer().listen(PORT, '127.0.0.1', () => console.log('up')); setTimeout(process.exit, 700)`
+  writeFileSync(
+    helper,
+    `import { spawn } from 'node:child_process'
+    const code = ${JSON.stringify(stays)}.replace('PORT', process.argv[3])
+    const child = spawn(process.execPath, ['-e', code], { detached: true, stdio: ['ignore', 'pipe', 'ignore'] })
+    child.stdout.once('data', () => { process.stdout.write('{"stack":"at x","openMs":1}'); process.exit() })`,
+  )
+  const { stacks, logged, look } = await reader(t, helper)
+  const worker = await blocked(t, 'nothing', stacks.port)
+  t.equal(await look(worker.pid), 'at x')
+  t.same(
+    logged.map(({ event }) => event),
+    ['looked-into', 'inspector-open'],
+  )
+  t.equal(await look(worker.pid), null, "not while it is another's")
+  await until(async () => (await look(worker.pid)) === 'at x', {
+    timeoutMs: 10_000,
+    what: 'the port to be ours again',
+  })
+  worker.kill('SIGKILL')
 })
 
 t.test('what /proc tells', async (t) => {

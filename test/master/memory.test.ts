@@ -119,10 +119,12 @@ t.test("docker on version 1: the path is the host's, and so is the root of the m
 })
 
 t.test('a path that is not beneath what is mounted leaves the mount itself', async (t) => {
-  const limits = v2('/sys/fs/cgroup', 256, 100)
+  const unrelated = { ...v2('/sys/fs/cgroup/foo', 10, 0), ...v2('/sys/fs/cgroup/elsewhere', 10, 0) }
+  const limits = { ...v2('/sys/fs/cgroup', 256, 100), ...unrelated }
   for (const [path, root] of [
     ['/docker/abc', '/docker/other'],
     ['/', '/..'],
+    ['/foo', '/..'],
     ['/../elsewhere', '/'],
     ['/docker/abcdef', '/docker/abc'],
   ] as const) {
