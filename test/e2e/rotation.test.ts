@@ -2,7 +2,7 @@
  * Workers go out of rotation and come back, and change places in it, under bursts of new connections: no connection that
  * the kernel has queued is lost. Real workers by the real preload, with this test as their master.
  */
-import { existsSync } from 'node:fs'
+import { existsSync, readdirSync, readlinkSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { bind, type HeldSocket } from 'native-free-fd-passing'
@@ -31,6 +31,8 @@ interface Worker {
   turnAfterWithdrawal(): Promise<void>
   /** Settles when it does not accept any more. */
   withdraw(): Promise<void>
+  /** Its copies of the socket, by their numbers as files. */
+  copies(): string[]
 }
 
 interface Fleet {
@@ -106,6 +108,20 @@ async function startWorker(
       tell({ t: 'withdraw', key: listener.key })
       await withdrawn
     },
+    copies() {
+      const files = `/proc/${worker.pid}/fd`
+      const held = readlinkSync(`/proc/self/fd/${socket.fd}`)
+      return readdirSync(files).filter((fd) => linkOf(`${files}/${fd}`) === held)
+    },
+  }
+}
+
+/** `socket:[12345]` of a file in /proc; null: closed since the directory was read. */
+function linkOf(path: string): string | null {
+  try {
+    return readlinkSync(path)
+  } catch {
+    return null
   }
 }
 
@@ -117,7 +133,7 @@ t.test('workers leave and come back under bursts: nothing is lost', async (t) =>
   for (const worker of workers) await worker.open()
   // 100 at once, the next 100 as soon as these are answered: the queue is never empty for long.
   const load = await loadUnder(t, { target: { port }, traffic: [{ mode: 'new', connections: 100 }] })
-  for (let round = 0; round < 20; round++) {
+  for (let round = 0; round < 10; round++) {
     const before = await requests(load)
     const [leaving, ...others] = [...workers.slice(round % 3), ...workers.slice(0, round % 3)]
     await leaving?.withdraw()
@@ -143,6 +159,18 @@ t.test('workers take turns under bursts: nothing is lost, and all of them accept
   const result = await load.stop()
   expectNoneFailed(t, result)
   t.equal(Object.keys(result.versions).length, 3)
+})
+
+t.test('a turn is a fresh copy, of which a worker has one', async (t) => {
+  const { workers } = await fleetOf(t, 1)
+  const [worker] = workers
+  if (worker === undefined) throw new Error('no worker')
+  await worker.open()
+  const before = worker.copies()
+  t.equal(before.length, 1)
+  await worker.turn()
+  const has = (): boolean => worker.copies().length === 1 && worker.copies()[0] !== before[0]
+  await until(has, { timeoutMs: 10_000, what: `one copy that is not ${before.join()}` })
 })
 
 t.test('a turn that crosses a withdrawal does not make a worker accept again', async (t) => {
