@@ -273,6 +273,8 @@ export type ToWorker =
   | { readonly t: 'handle'; readonly purpose: 'bound'; readonly listener: KnownListener; readonly id: number }
   /** Comes with a handle: the grant. Accept on it, answer `opened`. */
   | { readonly t: 'handle'; readonly purpose: 'open'; readonly listener: KnownListener }
+  /** Comes with a handle. Accept on it instead of the copy you accept on; if you accept on none, close it. No answer. */
+  | { readonly t: 'handle'; readonly purpose: 'turn'; readonly listener: KnownListener }
   | { readonly t: 'withdraw'; readonly key: string }
   /** Answer `probed` with the same id. */
   | {

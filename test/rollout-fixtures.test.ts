@@ -24,6 +24,7 @@ interface App {
   status(path: string): Promise<number>
   /** As usr2 asks. */
   probe(path: string): Promise<void>
+  warmUp(path: string): Promise<void>
 }
 
 async function appOf(t: TestLike, name: RolloutFixture, env: Record<string, string> = {}): Promise<App> {
@@ -34,15 +35,17 @@ async function appOf(t: TestLike, name: RolloutFixture, env: Record<string, stri
   })
   const { text } = await process.line(/^listening \d+$/)
   const port = Number(text.split(' ')[1])
+  const askAs = async (agent: string, path: string): Promise<void> => {
+    const client = await openRaw(t, { port })
+    await client.get(path, `User-Agent: ${agent}\r\nConnection: close`).response()
+  }
   return {
     process,
     port,
     answer: (path) => getJson<Answer>({ port }, path),
     status: async (path) => (await get({ port }, path)).status,
-    probe: async (path) => {
-      const client = await openRaw(t, { port })
-      await client.get(path, 'User-Agent: usr2-probe\r\nConnection: close').response()
-    },
+    probe: (path) => askAs('usr2-probe/1', path),
+    warmUp: (path) => askAs('usr2-warm-up/1', path),
   }
 }
 
@@ -129,14 +132,16 @@ t.test('probe-counter tells probes from clients', async (t) => {
   const app = await appOf(t, 'probe-counter')
   t.match(await app.answer('/probes'), { probes: {}, clients: 1 })
   for (const path of ['/healthz', '/healthz', '/']) await app.probe(path)
+  await app.warmUp('/')
   await app.answer('/healthz')
   t.match(await app.answer('/probes'), { probes: { '/healthz': 2, '/': 1 }, clients: 2 })
 })
 
 t.test('warm tells what came before its first client', async (t) => {
   const app = await appOf(t, 'warm')
-  for (const path of ['/a', '/healthz', '/b?c']) await app.probe(path)
+  for (const path of ['/a', '/b?c']) await app.warmUp(path)
+  for (const path of ['/', '/healthz']) await app.probe(path)
   t.match(await app.answer(), { warmedBefore: ['/a', '/b?c'], warmedSince: 0 })
-  await app.probe('/late')
+  await app.warmUp('/late')
   t.match(await deadline(app.answer(), 5_000, 'an answer'), { warmedBefore: ['/a', '/b?c'], warmedSince: 1 })
 })

@@ -191,6 +191,19 @@ export class Listeners {
     await held.socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS })
   }
 
+  /**
+   * Puts a worker that accepts at the head of those whom the kernel tells of a connection: it gets a fresh copy and closes
+   * its own. One that does not accept (any more) closes it. Settles when the worker has it.
+   *
+   * @throws {Error} a sentence: it is not held, or the worker did not take it in time
+   */
+  async turn(worker: WorkerHandle, key: ListenerKey): Promise<void> {
+    const held = this.held.get(key)
+    if (!held) throw new Error(`${key} is not held any more`)
+    const message = { cmd: CMD, t: 'handle', purpose: 'turn', listener: held.known }
+    await held.socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS })
+  }
+
   /** Brings back unix paths that somebody removed. */
   restorePaths(): void {
     for (const { path, known } of this.held.values()) {

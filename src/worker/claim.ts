@@ -178,6 +178,18 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
   }
 
   /**
+   * To the head of the kernel's queue of those who wait for a connection (src/master/turns.ts). A copy that was sent before
+   * we were told to withdraw may come after it: whoever does not accept any more must not begin again.
+   */
+  const takeTurn = (key: string, socket: ReceivedSocket): void => {
+    const facade = claims.get(key)?.facade
+    if (!facade?.accepting) return socket.close()
+    facade.withdraw()
+    const errno = facade.open(socket)
+    if (errno !== 0) link.send({ t: 'opened', key, error: wireError(errno, 'listen') })
+  }
+
+  /**
    * A new bind is proved by one listen(2) on this copy: with another socket bound to the same port EADDRINUSE
    * comes only now. The copy is closed in the same turn, before anything could be accepted on it; the socket
    * stays in LISTEN by the master's own copy.
@@ -209,6 +221,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
     receive(socket, message) {
       if (message.t !== 'handle') return socket.close()
       if (message.purpose === 'open') open(message.listener.key, socket)
+      else if (message.purpose === 'turn') takeTurn(message.listener.key, socket)
       else verify(message.id, message.listener, socket)
     },
     withdrawAll() {
