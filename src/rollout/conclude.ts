@@ -31,9 +31,10 @@ function becomeReady(draft: Draft): void {
     if (worker.phase.k !== 'booting' || roleOf(draft.top, worker.generation) === 'old') continue
     const generation = draft.generation(worker.generation)
     if (!generation || !meetsReadiness(generation, worker)) continue
-    if (!hasPassed(generation.policy, worker, 'readiness') || !isWarm(draft, worker, generation.policy))
-      continue
-    const ages = agesAt(draft, worker, generation.policy)
+    const { policy } = generation
+    if (!hasPassed(policy, worker, 'startup') || !hasPassed(policy, worker, 'readiness')) continue
+    if (!isWarm(draft, worker, policy)) continue
+    const ages = agesAt(draft, worker, policy)
     draft.setWorker({ ...worker, phase: { k: 'ready', since: draft.at, ages } })
     learnWants(draft, worker.id)
     draft.order({ c: 'announce', what: { a: 'worker-ready', worker: worker.id } })
