@@ -62,8 +62,6 @@ function heedProbes(draft: Draft): void {
     if (worker && startup?.standing === 'failing') {
       fail(draft, worker, `slot ${worker.slot} did not start: its startup probe fails: ${startup.why}`)
     } else if (worker && liveness?.standing === 'failing' && worker.tired?.why !== 'liveness') {
-      // Whether it is busy or hangs, an operator wants to know at what; the worker will not be there for long.
-      draft.order({ c: 'look-into', worker: id })
       const detail = `its liveness probe fails: ${liveness.why}`
       tire(draft, worker, { why: 'liveness', detail, urgent: true, when: 'now' })
     }
