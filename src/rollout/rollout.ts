@@ -13,7 +13,7 @@ import type { Draft } from './draft.ts'
 import { count, failuresOf, judge, outlook } from './analysis.ts'
 import { fit } from './fitting.ts'
 import { leave, leaveIfSpare } from './leaving.ts'
-import { isLastShare, isSwitch, planOf, surgeOf, unavailableOf } from './plan.ts'
+import { isLastShare, isSwitch, planOf, spareOf, surgeOf } from './plan.ts'
 import {
   candidateOf,
   currentOf,
@@ -269,7 +269,7 @@ function raise(draft: Draft): void {
   if (policy.replaced === 'parked') return change(draft, { raised: Math.max(rollout.raised, step.raise) })
   const slots = current.slots.length
   const serving = rollout.open
-  const spared = serving + unavailableOf(policy.maxUnavailable, slots)
+  const spared = serving + spareOf(policy, slots)
   const out = Math.max(
     rollout.out,
     serving >= step.open && serving > 0 ? step.out : Math.min(step.out, spared),
