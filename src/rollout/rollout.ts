@@ -530,6 +530,13 @@ function park(draft: Draft, { current: old, rollout }: RollingOut): boolean {
 export function learnWants(draft: Draft, id: WorkerId): void {
   const worker = draft.worker(id)
   const slot = worker && draft.generation(worker.generation)?.slots[worker.slot]
+  // Nothing of it is replaced any more, also where that had begun: nobody would look at such a slot again.
+  for (const [index, { state }] of generation.slots.entries()) {
+    if (state.k !== 'leaving' && state.k !== 'replacing') continue
+    draft.setSlot(old, index, { state: { k: 'filled', by: state.by } })
+    const replacement = state.k === 'replacing' ? draft.worker(state.with) : undefined
+    if (replacement) leave(draft, replacement, 'replaced')
+  }
   if (!worker || !slot || roleOf(draft.top, worker.generation) !== 'current') return
   const wants = new Set([...(slot.wants ?? []), ...worker.claims.keys()])
   draft.setSlot(worker.generation, worker.slot, { wants })
