@@ -31,9 +31,10 @@ function becomeReady(draft: Draft): void {
     if (worker.phase.k !== 'booting' || roleOf(draft.top, worker.generation) === 'old') continue
     const generation = draft.generation(worker.generation)
     if (!generation || !meetsReadiness(generation, worker)) continue
-    if (!hasPassed(generation.policy, worker, 'readiness') || !isWarm(draft, worker, generation.policy))
-      continue
-    const ages = agesAt(draft, worker, generation.policy)
+    const { policy } = generation
+    if (!hasPassed(policy, worker, 'startup') || !hasPassed(policy, worker, 'readiness')) continue
+    if (!isWarm(draft, worker, policy)) continue
+    const ages = agesAt(draft, worker, policy)
     draft.setWorker({ ...worker, phase: { k: 'ready', since: draft.at, ages } })
     learnWants(draft, worker.id)
     draft.order({ c: 'announce', what: { a: 'worker-ready', worker: worker.id } })
@@ -61,8 +62,6 @@ function heedProbes(draft: Draft): void {
     if (worker && startup?.standing === 'failing') {
       fail(draft, worker, `slot ${worker.slot} did not start: its startup probe fails: ${startup.why}`)
     } else if (worker && liveness?.standing === 'failing' && worker.tired?.why !== 'liveness') {
-      // Whether it is busy or hangs, an operator wants to know at what; the worker will not be there for long.
-      draft.order({ c: 'look-into', worker: id })
       const detail = `its liveness probe fails: ${liveness.why}`
       tire(draft, worker, { why: 'liveness', detail, urgent: true, when: 'now' })
     }

@@ -14,6 +14,12 @@ export const surgeOf = (amount: Amount, slots: number): number =>
 export const unavailableOf = (amount: Amount, slots: number): number =>
   amount.k === 'workers' ? amount.n : Math.floor((amount.n * slots) / 100)
 
+/** Where both come to nothing, no worker could ever be replaced: then one is (Kubernetes, `ResolveFenceposts`). */
+export function spareOf({ maxSurge, maxUnavailable }: Policy, slots: number): number {
+  const spare = unavailableOf(maxUnavailable, slots)
+  return spare === 0 && surgeOf(maxSurge, slots) === 0 ? 1 : spare
+}
+
 const TOLERATED_FACTOR = 2
 const TOLERATED_POINTS = 10
 

@@ -91,6 +91,9 @@ function learn(draft: Draft, worker: Worker, kind: ProbeKind, failure: string | 
     : ({ k: 'waiting', next: draft.in(policy.periodMs) } as const)
   setProbing(draft, worker, kind, { ...next, doing })
   if (kind === 'readiness') tellReadiness(draft, worker, next)
+  // Whether it is busy or hangs, an operator wants to know at what; the worker will not be there for long.
+  const isLost = kind === 'liveness' && next.standing === 'failing' && probing.standing !== 'failing'
+  if (isLost) draft.order({ c: 'look-into', worker: worker.id })
 }
 
 function tellReadiness(draft: Draft, before: Worker, { standing, why }: Probing): void {

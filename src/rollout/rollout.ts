@@ -13,7 +13,7 @@ import type { Draft } from './draft.ts'
 import { count, failuresOf, judge, outlook } from './analysis.ts'
 import { fit } from './fitting.ts'
 import { leave, leaveIfSpare } from './leaving.ts'
-import { isLastShare, isSwitch, planOf, surgeOf, unavailableOf } from './plan.ts'
+import { isLastShare, isSwitch, planOf, spareOf, surgeOf } from './plan.ts'
 import {
   candidateOf,
   currentOf,
@@ -232,8 +232,13 @@ export function enterStep(draft: Draft, at: number): void {
   const seen = view(draft)
   if (seen === null) return
   const { candidate, rollout, step, top } = seen
-  if (step === undefined) return endRollout(draft, 'promoted', [])
   const { id } = candidate
+  // Past the last step it is promoted as soon as it is whole: in a hold after the last share a worker may have closed a
+  // listener, or become unready.
+  if (step === undefined) {
+    const by = draft.in(candidate.policy.progressDeadlineMs)
+    return doNow(draft, { k: 'shifting', candidate: id, by })
+  }
   switch (step.k) {
     case 'share':
       doNow(draft, { k: 'bringing-up', candidate: id, by: draft.in(candidate.policy.progressDeadlineMs) })
@@ -269,7 +274,7 @@ function raise(draft: Draft): void {
   if (policy.replaced === 'parked') return change(draft, { raised: Math.max(rollout.raised, step.raise) })
   const slots = current.slots.length
   const serving = rollout.open
-  const spared = serving + unavailableOf(policy.maxUnavailable, slots)
+  const spared = serving + spareOf(policy, slots)
   const out = Math.max(
     rollout.out,
     serving >= step.open && serving > 0 ? step.out : Math.min(step.out, spared),
@@ -284,8 +289,15 @@ export function concludeRollout(draft: Draft): void {
   const { rollout, candidate, step } = seen
   const { doing } = rollout
   if (doing.k !== 'bringing-up' && doing.k !== 'shifting') return
-  if (step?.k !== 'share' || loseReadiness(draft, candidate)) return
-  if (doing.k === 'bringing-up') {
+  if (loseReadiness(draft, candidate)) return
+  const isServing = slotWorkers(draft, candidate)
+    .slice(0, rollout.open)
+    .every((worker) => worker && serves(worker) && !isUnready(worker))
+  if (step === undefined) {
+    if (isServing) endRollout(draft, 'promoted', [])
+  } else if (step.k !== 'share') {
+    return
+  } else if (doing.k === 'bringing-up') {
     // A batch is opened whole: with `switch`, no client meets half of a version.
     const batch = slotWorkers(draft, candidate).slice(0, rollout.raised)
     if (!batch.every((worker) => worker?.phase.k === 'ready' && !isUnready(worker))) return
@@ -297,7 +309,7 @@ export function concludeRollout(draft: Draft): void {
       return draft.order(hook(draft, 'beforePromote', candidate.id))
     }
     openBatch(draft)
-  } else if (slotWorkers(draft, candidate).slice(0, rollout.open).every(serves)) {
+  } else if (isServing) {
     concludeBatch(draft)
   }
 }
@@ -518,6 +530,13 @@ function park(draft: Draft, { current: old, rollout }: RollingOut): boolean {
   const generation = draft.generation(old)
   const isWhole = generation && slotWorkers(draft, generation).every((worker) => worker?.phase.k === 'ready')
   if (parkForMs === 0 || !isWhole) return false
+  // Nothing of it is replaced any more, also where that had begun: nobody would look at such a slot again.
+  for (const [index, { state }] of generation.slots.entries()) {
+    if (state.k !== 'leaving' && state.k !== 'replacing') continue
+    draft.setSlot(old, index, { state: { k: 'filled', by: state.by } })
+    const replacement = state.k === 'replacing' ? draft.worker(state.with) : undefined
+    if (replacement) leave(draft, replacement, 'replaced')
+  }
   draft.top = { ...top, parked: { generation: old, until: draft.in(parkForMs) } }
   draft.order({ c: 'announce', what: { a: 'parked', generation: old, forMs: parkForMs } })
   return true
