@@ -77,7 +77,8 @@ async function runningListeners(control: string | null, name: string): Promise<r
 const MIB = 1024 * 1024
 
 export function renderCheck(report: CheckReport): string {
-  const { ok, reasons, warnings, entry, version, node, listeners, bootMs, rssBytes, shutdownMs } = report
+  const { ok, reasons, warnings, entry, version, node, listeners, probes } = report
+  const { bootMs, rssBytes, shutdownMs } = report
   const lines = [
     `${ok ? 'It would start' : 'It would not start'}: ${entry} (${version || 'no version'}), Node ${node}`,
   ]
@@ -87,6 +88,7 @@ export function renderCheck(report: CheckReport): string {
       `  ready after ${formatDuration(bootMs)}${memory}; listens on ${listeners.join(', ') || 'nothing'}`,
     )
   }
+  for (const { probe, failure } of probes) lines.push(`  ${probe} probe: ${failure ?? 'passes'}`)
   if (shutdownMs !== null) lines.push(`  left ${formatDuration(shutdownMs)} after it was asked to`)
   lines.push(...reasons.map((reason) => `  ${reason}`), ...warnings.map((warning) => `  warning: ${warning}`))
   return `${lines.map(printable).join('\n')}\n`

@@ -334,6 +334,8 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     killTimeoutMs: output.killTimeout,
     keepAliveTimeoutMs: output.keepAliveTimeout ?? null,
     websocketDrain: output.websocketDrain,
+    statistics: output.statistics,
+    stackOfBlocked: output.stackOfBlocked,
     minUptimeMs: output.minUptime,
     maxRestarts: output.maxRestarts,
     maxDraining: output.maxDraining,

@@ -9,7 +9,10 @@ import { bind } from 'native-free-fd-passing'
 import { listenerKey } from '../address.ts'
 import type { Address } from '../address.ts'
 import { CMD } from '../protocol.ts'
+import type { ProbeSpec } from '../config.ts'
 import type { FromWorker, WireAddress } from '../protocol.ts'
+import { PROBES } from '../rollout/state.ts'
+import type { ProbeKind } from '../rollout/state.ts'
 import { stopBudgetMs } from './generation.ts'
 import type { Pinned } from './generation.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
@@ -33,6 +36,8 @@ export interface CheckReport {
   readonly cwd: string
   readonly version: string
   readonly node: string
+  /** What its probes came to, in the order in which they were asked. */
+  readonly probes: readonly CheckedProbe[]
   /** What it listens on. */
   readonly listeners: readonly string[]
   /** From its start until it was ready; null: it never was. */
@@ -41,6 +46,14 @@ export interface CheckReport {
   readonly rssBytes: number | null
   /** From the order to leave to its end; null: it did not leave by itself. */
   readonly shutdownMs: number | null
+}
+
+export interface CheckedProbe {
+  readonly probe: ProbeKind
+  /** Why not, in words; null: it passed. */
+  readonly failure: string | null
+  /** How often it was asked. */
+  readonly asked: number
 }
 
 export interface CheckParts {
@@ -65,6 +78,8 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
   let ended = ''
   let saidReady = false
   let isPrivate = false
+  const probes: CheckedProbe[] = []
+  const answers = new Map<number, string | null>()
 
   const events = new EventTarget()
   const tell = (): void => void events.dispatchEvent(new Event('change'))
@@ -103,6 +118,8 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
       case 'ready':
         saidReady = true
         return
+      case 'probed':
+        return void answers.set(message.id, message.failure)
       case 'warning':
         return void warnings.push(message.text)
       default:
@@ -133,8 +150,36 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
     policy.ready === 'message'
       ? saidReady
       : (listeners.size > 0 || (isPrivate && wanted.length === 0)) && missing().length === 0
+  /** Asked as a rollout asks it, until it passes or has failed as often as it may. */
+  const probe = async (kind: ProbeKind, spec: ProbeSpec): Promise<CheckedProbe> => {
+    const { target, timeoutMs, periodMs, failureThreshold } = spec
+    let failure: string | null = 'it was not asked'
+    let asked = 0
+    await until(() => false, spec.initialDelayMs, signal)
+    while (asked < failureThreshold && failure !== null && !hasLeft && !signal.aborted) {
+      if (asked > 0) await until(() => false, periodMs, signal)
+      const id = worker.expectProbe(kind, ++asked)
+      worker.send({ t: 'probe', id, kind, target, timeoutMs })
+      await until(() => answers.has(id), timeoutMs, signal)
+      failure = answers.get(id) ?? (answers.has(id) ? null : `no answer within ${seconds(timeoutMs)}`)
+    }
+    return { probe: kind, failure, asked }
+  }
+
   if (await until(isReady, policy.startTimeoutMs, signal)) {
     bootMs = performance.now() - worker.startedAt
+    for (const kind of PROBES) {
+      const spec = pinned.config.probes[kind]
+      if (!spec || hasLeft || signal.aborted) continue
+      const checked = await probe(kind, spec)
+      probes.push(checked)
+      if (checked.failure !== null && !signal.aborted && !hasLeft) {
+        const times = checked.asked === 1 ? 'once' : `${checked.asked} times`
+        reasons.push(`Its ${kind} probe does not pass (asked ${times}): ${checked.failure}.`)
+      }
+      // The others wait for it, as in a rollout.
+      if (kind === 'startup' && checked.failure !== null) break
+    }
     await until(() => false, WATCH_MS, signal)
     rss = worker.pid === null ? null : rssBytes(worker.pid)
   }
@@ -165,6 +210,7 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
     cwd: pinned.cwd,
     version: pinned.version,
     node: pinned.nodeVersion,
+    probes,
     listeners: [...listeners],
     bootMs: bootMs === null ? null : Math.round(bootMs),
     rssBytes: rss,

@@ -6,6 +6,7 @@ import { closeSync, existsSync, openSync, readFileSync, readSync, realpathSync, 
 import { basename, dirname, extname, join } from 'node:path'
 import { readEnvFile } from '../config.ts'
 import type { Config } from '../config.ts'
+import { planOf } from '../rollout/plan.ts'
 import { HOOKS, PROBES } from '../rollout/state.ts'
 import type { Policy, ProbeKind, ProbePolicy } from '../rollout/state.ts'
 import { inspectNode } from './node-binary.ts'
@@ -66,6 +67,8 @@ export async function pinGeneration(config: Config, env: NodeJS.ProcessEnv): Pro
         'or use Node.js 22.18 or newer (22.6 with --node-args --experimental-strip-types).',
     )
   }
+  const policy = policyOf(config)
+  reasons.push(...planOf(policy, policy.slots).problems.map((problem) => `${sentence(problem)}.`))
   if (reasons.length > 0 || cwd === undefined || entry === undefined || !node || !envFile.ok) {
     return { ok: false, reasons }
   }
@@ -84,10 +87,12 @@ export async function pinGeneration(config: Config, env: NodeJS.ProcessEnv): Pro
       env: { ...inherited(env), ...envFile.env },
       version: manifest?.version ?? '',
       fingerprint: fingerprint(entry),
-      policy: policyOf(config),
+      policy,
     },
   }
 }
+
+const sentence = (text: string): string => `${text[0]?.toUpperCase()}${text.slice(1)}`
 
 /**
  * The same version once more, for a rollback that boots it.

@@ -147,3 +147,46 @@ t.test('bad input, and Ctrl-C: nothing is left', async (t) => {
   t.notMatch(checking.log(), 'warning')
   await expectNothingLeft(t, checking)
 })
+
+t.test('its probes are asked as a rollout would ask them', async (t) => {
+  const port = await freePort(t)
+  const app = `let asked = 0
+    require('node:http').createServer((req, res) => {
+      res.statusCode = req.url === '/startup' && ++asked < 3 ? 503 : req.url === '/ready' ? 500 : 200
+      res.end('not yet')
+    }).listen(${port}, '127.0.0.1')`
+  const config = (readiness: string) => {
+    const startup = { http: { path: '/startup' }, period: '100ms' }
+    const probes = { startup, readiness: { http: { path: readiness }, period: '50ms', failureThreshold: 2 } }
+    const path = join(shortTmp(t), 'usr2.json')
+    writeFileSync(path, JSON.stringify({ probes: { ...probes, liveness: { eventLoop: true } } }))
+    return path
+  }
+  const good = await check(t, app, ['--config', config('/')])
+  t.match(good, { code: 0, report: { ok: true } })
+  t.same(
+    good.report.probes.map(({ probe, failure }) => [probe, failure]),
+    [
+      ['startup', null],
+      ['readiness', null],
+      ['liveness', null],
+    ],
+  )
+  t.equal(good.report.probes[0]?.asked, 3)
+  const bad = await check(t, app, ['--config', config('/ready')])
+  t.match(bad, {
+    code: 1,
+    report: { ok: false, reasons: [/readiness probe .*asked 2 times.*GET \/ready answered 500: not yet/] },
+  })
+})
+
+t.test('a share that the workers cannot give is refused before anything starts', async (t) => {
+  const cwd = shortTmp(t)
+  writeFileSync(join(cwd, 'app.cjs'), '')
+  for (const command of ['check', 'run']) {
+    const flags = ['--workers', '2', '--strategy', 'canary', '--control', join(cwd, 'c.sock')]
+    const { code, stderr } = await usr2(t, [command, ...flags, 'app.cjs'], { cwd })
+    t.equal(code, 2)
+    t.match(stderr, /A share of 10 % cannot be had with 2 workers: the smallest is 33\.3 %, 1 of 3/)
+  }
+})

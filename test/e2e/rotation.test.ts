@@ -67,6 +67,8 @@ async function startWorker(
     times: { drainTimeoutMs: 10_000, shutdownTimeoutMs: 10_000 },
     keepAliveTimeoutMs: null,
     websocketDrain: 'close',
+    statistics: true,
+    inspectorPort: null,
     pwd: process.cwd(),
   }
   const worker = start(t, process.execPath, {
