@@ -126,8 +126,8 @@ const RESOLUTION_MS = 20
 /**
  * The longest delay of the event loop. Our tick alone would see a block of 100 ms one time in ten. Node's own watch
  * (`perf_hooks.monitorEventLoopDelay`) sees it but wakes an idle process 50 times a second: 2 to 3 ms of processor time
- * each second (5 every 10 ms; a JavaScript timer 7). So it is on only while requests come, when the loop turns anyway
- * (below 0.2 ms). An idle worker's loop is known by the lateness of the tick, and by probes.
+ * each second (5 every 10 ms; a JavaScript timer 7). So it is on only while requests come, when the loop turns anyway. An idle
+ * worker's loop is known by the lateness of the tick, and by probes.
  */
 function watchLoop(everyMs: number): LoopWatch {
   let histogram: IntervalHistogram | undefined
@@ -143,8 +143,10 @@ function watchLoop(everyMs: number): LoopWatch {
       isOn = isBusy
       // Not at boot: 0.2 ms.
       histogram ??= monitorEventLoopDelay({ resolution: RESOLUTION_MS })
-      if (isBusy) histogram.enable()
-      else histogram.disable()
+      if (!isBusy) return void histogram.disable()
+      // Else all the time in which it was off would be a delay.
+      histogram.reset()
+      histogram.enable()
     },
     longestMs() {
       // It records from turn to turn of its timer, in nanoseconds.
