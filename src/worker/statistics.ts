@@ -143,10 +143,8 @@ function watchLoop(everyMs: number): LoopWatch {
       isOn = isBusy
       // Not at boot: 0.2 ms.
       histogram ??= monitorEventLoopDelay({ resolution: RESOLUTION_MS })
-      if (!isBusy) return void histogram.disable()
-      // Else all the time in which it was off would be a delay.
-      histogram.reset()
-      histogram.enable()
+      if (isBusy) histogram.enable()
+      else histogram.disable()
     },
     longestMs() {
       // It records from turn to turn of its timer, in nanoseconds.
@@ -156,6 +154,7 @@ function watchLoop(everyMs: number): LoopWatch {
     forget() {
       lateMs = 0
       // The turn that it is in is lost: of a hundred blocks two.
+      // Without that, all the time in which it was off would be a delay once it is on again.
       histogram?.reset()
     },
   }
