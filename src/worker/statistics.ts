@@ -126,8 +126,8 @@ const RESOLUTION_MS = 20
 /**
  * The longest delay of the event loop. Our tick alone would see a block of 100 ms one time in ten. Node's own watch
  * (`perf_hooks.monitorEventLoopDelay`) sees it but wakes an idle process 50 times a second: 2 to 3 ms of processor time
- * each second (5 every 10 ms; a JavaScript timer 7). So it is on only while requests come, when the loop turns anyway
- * (below 0.2 ms). An idle worker's loop is known by the lateness of the tick, and by probes.
+ * each second (5 every 10 ms; a JavaScript timer 7). So it is on only while requests come, when the loop turns anyway. An idle
+ * worker's loop is known by the lateness of the tick, and by probes.
  */
 function watchLoop(everyMs: number): LoopWatch {
   let histogram: IntervalHistogram | undefined
@@ -154,6 +154,7 @@ function watchLoop(everyMs: number): LoopWatch {
     forget() {
       lateMs = 0
       // The turn that it is in is lost: of a hundred blocks two.
+      // Without that, all the time in which it was off would be a delay once it is on again.
       histogram?.reset()
     },
   }

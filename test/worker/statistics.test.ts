@@ -2,6 +2,8 @@
 import fc from 'fast-check'
 import type { ServerResponse } from 'node:http'
 import type { ServerHttp2Stream } from 'node:http2'
+import { monitorEventLoopDelay } from 'node:perf_hooks'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { LATENCY_BUCKETS, latencyBoundMs } from '../../src/protocol.ts'
 import type { Statistics } from '../../src/protocol.ts'
@@ -98,4 +100,25 @@ t.test('a tick that comes late tells of a loop that was held up, also at rest', 
   t.ok((sent[0]?.loopDelayMs ?? 0) >= 60)
   record.tell()
   t.equal(sent.length, 1, 'told once')
+})
+
+t.test('a rest between requests is no delay', async (t) => {
+  const truth = monitorEventLoopDelay({ resolution: 10 })
+  truth.enable()
+  t.teardown(() => truth.disable())
+  // So rarely that no tick is late.
+  const { record, sent, answer } = recorder(1e9)
+  const busy = async (): Promise<void> => {
+    answer(200, 0)
+    record.tick()
+    await sleep(100)
+  }
+  await busy()
+  record.tick()
+  await sleep(800)
+  await busy()
+  answer(200, 0)
+  record.tell()
+  const { loopDelayMs = NaN } = sent.at(-1) ?? {}
+  t.ok(loopDelayMs <= truth.max / 1e6, `${loopDelayMs} ms, in truth ${truth.max / 1e6}`)
 })
