@@ -7,13 +7,13 @@
  * busy the place decides, and it never changes by itself: of 5 workers at 500 connections a second the newest, which is
  * the candidate of a canary, got 40 to 53 % instead of 20, another one 2 %. Who registers anew has the newest place. So
  * each turn the next worker gets a fresh copy of the socket, accepts on that and closes its own: nothing is lost, what
- * waits is in the queue of the socket that all copies share (FACTS and figures: docs/traffic-share.md).
+ * waits is in the queue of the socket that all copies share (figures: docs/traffic-share.md).
  */
 import type { ListenerKey } from '../address.ts'
 import type { WorkerHandle } from './worker-handle.ts'
 
 /**
- * Every worker has been at each place after as many turns as there are workers: a second for 10, well below the interval
+ * On average. Every worker has been at each place after as many turns as there are workers: a second for 10, well below the interval
  * of an analysis.
  */
 const TURN_MS = 100
@@ -46,13 +46,23 @@ export class Turns {
   among(places: readonly Place[]): void {
     this.places = places.filter(({ key }) => !key.startsWith('udp:'))
     if (this.places.length === 0) this.end()
-    else this.timer ??= setInterval(() => void this.turn(), this.parts.everyMs ?? TURN_MS)
+    else if (this.timer === null) this.arm()
   }
 
   end(): void {
     this.places = []
-    if (this.timer) clearInterval(this.timer)
+    if (this.timer) clearTimeout(this.timer)
     this.timer = null
+  }
+
+  private arm(): void {
+    // Between a half and one and a half: with an even clock, clients that come every second would meet the same worker at
+    // the head each time, and all of their connections would go to one generation.
+    const waitMs = (this.parts.everyMs ?? TURN_MS) * (0.5 + Math.random())
+    this.timer = setTimeout(() => {
+      this.arm()
+      void this.turn()
+    }, waitMs)
   }
 
   private async turn(): Promise<void> {

@@ -50,9 +50,14 @@ t.test('those told last take turns; after nobody, and after the end, no one', as
   turns.among([at(1)])
   await asks(from + 2)
   t.same([...new Set(asked.slice(from))], [`1 ${KEY}`])
+  turns.end()
+  const timers = (): number => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length
   for (const end of [() => turns.among([]), () => turns.end()]) {
+    const without = timers()
     turns.among([at(0)])
+    t.equal(timers(), without + 1)
     end()
+    t.equal(timers(), without)
     const had = asked.length
     await new Promise((resolve) => setTimeout(resolve, 20))
     t.equal(asked.length, had)
