@@ -12,9 +12,15 @@ import type {
   Command,
   Event,
   Fact,
+  Figures,
+  GenerationId,
   ListenerKey,
+  Memory,
   Ms,
+  Order,
+  OrderId,
   Policy,
+  ProbeKind,
   State,
   WorkerId,
 } from '../../src/rollout/state.ts'
@@ -31,8 +37,15 @@ export type Deed =
   | { readonly k: 'say-ready' }
   | { readonly k: 'ask-replacement' }
   | { readonly k: 'ask-leadership' }
+  | { readonly k: 'weigh'; readonly rssBytes: number | null; readonly requests: number }
   | { readonly k: 'crash' }
   | { readonly k: 'be-stillborn' }
+
+/** How a question is answered, and when. */
+export interface Reply {
+  readonly afterMs: Ms | 'never'
+  readonly passes: boolean
+}
 
 /** What one process does with its life. A deed of a process that is already gone does not happen. */
 export interface Behaviour {
@@ -40,6 +53,11 @@ export interface Behaviour {
   readonly deeds: readonly { readonly afterMs: Ms; readonly deed: Deed }[]
   /** From the order to open until it accepts and says so. */
   readonly open: Ms | 'never' | 'fails'
+  /** From the order to accept no more on a listener until it says that it does not. */
+  readonly withdraw: Ms | 'never'
+  /** The nth question is answered as the nth of these says; then they begin again. */
+  readonly probes: Readonly<Record<ProbeKind, readonly Reply[]>>
+  readonly warmUp: Reply
   /** How long a drain may take by what its clients were promised, as it says when it begins to drain. */
   readonly promised: Ms | null
   /** Whether it reports each withdrawal before it reports that it has drained. */
@@ -61,6 +79,14 @@ export type Operation =
   | { readonly k: 'replace'; readonly nth: number }
   /** The oldest processes die, by a bug that only the traffic finds. */
   | { readonly k: 'crash'; readonly oldest: number }
+  /** One process dies, of whatever generation, at any moment. */
+  | { readonly k: 'crash-one'; readonly nth: number }
+  | { readonly k: 'weigh'; readonly nth: number; readonly rssBytes: number }
+  /** `to`: some generation, which may be current, known, forgotten, or none yet; null: the one before. */
+  | { readonly k: 'rollback'; readonly to: number | null }
+  | { readonly k: 'order'; readonly what: Order }
+  /** An answer to what an earlier rollout asked for. */
+  | { readonly k: 'stray-reply'; readonly nth: number; readonly fact: ReplyFact }
   /** A fact nobody can explain: of a worker that is unknown or gone, or one that its phase has no use for. */
   | { readonly k: 'stray'; readonly nth: number; readonly fact: StrayFact; readonly key: ListenerKey }
   | { readonly k: 'oversleep'; readonly lagMs: Ms }
@@ -69,10 +95,20 @@ export type Operation =
   | { readonly k: 'start-again' }
 
 export type StrayFact = Extract<Fact, { worker: WorkerId }>['e']
+export type ReplyFact = 'pinned' | 'pin-failed' | 'hook-ended' | 'measured'
 
 export interface Pin {
   readonly afterMs: Ms
   readonly result: Policy | 'fails' | 'never'
+  readonly memory: Memory | null
+}
+
+/** `bad` is past every limit that a plan asks for, `few` had no traffic to speak of, `unknown` tells nothing. */
+export type Quality = 'good' | 'bad' | 'few' | 'unknown'
+export interface Measurement {
+  readonly afterMs: Ms | 'never'
+  readonly candidate: Quality
+  readonly current: Exclude<Quality, 'bad'>
 }
 
 export interface Plan {
@@ -81,12 +117,27 @@ export interface Plan {
   readonly behaviours: readonly Behaviour[]
   /** The nth rollout is pinned as the nth of these says; then they begin again. */
   readonly pins: readonly Pin[]
+  /** The nth hook and the nth measurement, likewise. */
+  readonly hooks: readonly Reply[]
+  readonly measurements: readonly Measurement[]
   readonly operations: readonly { readonly afterMs: Ms; readonly operation: Operation }[]
   /** How late the shell's timer fires. */
   readonly lateMs: Ms
   /** Whether the stop comes only when everything asked for has had its time. */
   readonly rests: boolean
   readonly stops: readonly { readonly afterMs: Ms; readonly how: 'graceful' | 'now' }[]
+}
+
+/** What became of the questions of one kind to one process. */
+export interface Questions {
+  /** The one that has no answer yet, and until when an answer counts for sure. */
+  open: { readonly nth: number; readonly until: Ms } | null
+  /** Passed in a row, at most and at least: an answer past its timeout counts while nobody has noticed that. */
+  atMost: number
+  atLeast: number
+  /** Whether it has passed often enough once: perhaps, and for sure. */
+  mayHavePassed: boolean
+  hasPassed: boolean
 }
 
 export interface Process {
@@ -100,6 +151,8 @@ export interface Process {
   leadership: 'none' | 'asked' | 'leads' | 'steps-down'
   /** How often it was made the leader. */
   terms: number
+  readonly questions: Map<ProbeKind, Questions>
+  warmth: 'cold' | 'warming' | 'warm'
 }
 
 /** One step, between the decision and its effects: the world's books are as they were when it was decided. */
@@ -127,6 +180,10 @@ export class World {
   readonly processes = new Map<WorkerId, Process>()
   /** How often each reload asked for was answered. */
   readonly answers = new Map<AskId, number>()
+  /** How often each order was replied to. */
+  readonly replies = new Map<OrderId, number>()
+  /** Generations that were made and not let go yet. */
+  readonly pins = new Set<GenerationId>()
   readonly bound = new Set<ListenerKey>()
   /** Every event and what followed, in words: printed with a broken law. */
   readonly diary: string[] = []
@@ -135,10 +192,12 @@ export class World {
   private readonly plan: Plan
   private readonly look: (seen: Seen) => void
   private queue: Happening[] = []
-  private order = 0
+  private sequence = 0
   private spawned = 0
   private pinned = 0
   private asked = 0
+  private hooked = 0
+  private measured = 0
 
   constructor(plan: Plan, look: (seen: Seen) => void) {
     this.plan = plan
@@ -196,6 +255,7 @@ export class World {
     const event: Event = { at, ...fact }
     const { state: after, commands } = step(before, event)
     this.state = after
+    for (const id of after.generations.keys()) if (!before.generations.has(id)) this.pins.add(id)
     this.wakes = deadline(after)
     this.diary.push(`${this.now} ${JSON.stringify(fact)} -> ${after.top.k}`)
     for (const command of commands)
@@ -210,8 +270,20 @@ export class World {
     return { e: 'reload-asked', ask, drop }
   }
 
+  operate(what: Order): Fact {
+    const order = this.replies.size + 1
+    this.replies.set(order, 0)
+    return { e: 'ordered', order, what }
+  }
+
+  private askRollback(to: number | null): Fact {
+    const ask = ++this.asked
+    this.answers.set(ask, 0)
+    return { e: 'rollback-asked', ask, to: to === null ? null : to % (this.state.nextGeneration + 1) }
+  }
+
   private at(at: Ms, happen: () => Fact | null): void {
-    const happening = { at, order: this.order++, happen }
+    const happening = { at, order: this.sequence++, happen }
     const later = this.queue.findIndex((other) => other.at > at)
     this.queue.splice(later === -1 ? this.queue.length : later, 0, happening)
   }
@@ -242,6 +314,27 @@ export class World {
           const [process] = this.processes.values()
           return process === undefined ? null : this.exit(process, 'TypeError: x is not a function', false)
         })
+      case 'crash-one':
+        return [
+          () => {
+            const process = nthLive(operation.nth)
+            return process === undefined ? null : this.exit(process, 'killed by SIGSEGV', false)
+          },
+        ]
+      case 'weigh':
+        return [
+          () => {
+            const process = nthLive(operation.nth)
+            const { rssBytes } = operation
+            return process === undefined ? null : { e: 'weighed', worker: process.id, rssBytes, requests: 1 }
+          },
+        ]
+      case 'rollback':
+        return [() => this.askRollback(operation.to)]
+      case 'order':
+        return [() => this.operate(operation.what)]
+      case 'stray-reply':
+        return [() => this.strayReply(operation.fact, operation.nth)]
       case 'stray':
         return [() => this.strayFact(operation.fact, operation.nth, operation.key)]
       case 'oversleep':
@@ -259,6 +352,22 @@ export class World {
     }
   }
 
+  private strayReply(e: ReplyFact, nth: number): Fact | null {
+    const { top } = this.state
+    const reload = `r${nth}`
+    if (top.k === 'rolling-out' && top.rollout.id === reload) return null
+    switch (e) {
+      case 'pinned':
+        return { e, reload, policy: this.plan.policy, memory: null }
+      case 'pin-failed':
+        return { e, reload, reasons: ['too late'] }
+      case 'hook-ended':
+        return { e, reload, hook: nth % 2 === 0 ? 'beforeSpawn' : 'beforePromote', failure: null }
+      case 'measured':
+        return { e, reload, candidate: figuresOf('bad'), current: figuresOf('good') }
+    }
+  }
+
   private strayFact(e: StrayFact, nth: number, key: ListenerKey): Fact {
     const gone = {
       worker: 1_000_000 + nth,
@@ -266,6 +375,11 @@ export class World {
       reason: 'nobody knows',
       stillborn: nth % 2 === 0,
       timeoutMs: 1_000,
+      probe: 'readiness',
+      nth: 1_000 + nth,
+      failure: nth % 2 === 0 ? null : 'too late',
+      rssBytes: null,
+      requests: 0,
     }
     const live = [...this.processes.values()][nth % (this.processes.size + 1)]
     // A lie of a live process that would make its books wrong is not the machine's to see through.
@@ -273,7 +387,10 @@ export class World {
       live !== undefined &&
       ((e === 'opened' && !live.copies.has(key)) ||
         (e === 'open-failed' && !live.copies.has(key)) ||
-        (e === 'withdrawn' && !live.isLeaving) ||
+        (e === 'withdrawn' && !live.copies.has(key)) ||
+        e === 'probed' ||
+        e === 'weighed' ||
+        (e === 'warmed' && live.warmth !== 'warming') ||
         (e === 'leadership-ended' && live.leadership === 'asked') ||
         (e === 'leadership-asked' && live.leadership !== 'none') ||
         ((e === 'worker-drained' || e === 'drain-began') && !live.isLeaving))
@@ -290,13 +407,38 @@ export class World {
         const fact: Fact =
           result === 'fails'
             ? { e: 'pin-failed', reload, reasons: ['no such entry'] }
-            : { e: 'pinned', reload, policy: result }
+            : { e: 'pinned', reload, policy: result, memory: pin.memory }
         return this.soon(pin.afterMs, () => fact)
       }
       case 'spawn':
         return this.spawn(command.worker)
       case 'open':
         return this.open(command.worker, command.key)
+      case 'withdraw':
+        return this.withdraw(command.worker, command.key)
+      case 'probe':
+        return this.probe(command)
+      case 'warm-up':
+        return this.warmUp(command.worker)
+      case 'run-hook': {
+        const { hook, reload } = command
+        const reply = this.plan.hooks[this.hooked++ % this.plan.hooks.length]
+        const failure = reply?.passes ? null : './migrate exited with status 3'
+        return this.soon(reply?.afterMs ?? 'never', () => ({ e: 'hook-ended', reload, hook, failure }))
+      }
+      case 'measure': {
+        const { reload } = command
+        const measurement = this.plan.measurements[this.measured++ % this.plan.measurements.length]
+        if (measurement === undefined) return
+        const [candidate, current] = [figuresOf(measurement.candidate), figuresOf(measurement.current)]
+        return this.soon(measurement.afterMs, () => ({ e: 'measured', reload, candidate, current }))
+      }
+      case 'reply':
+        this.replies.set(command.order, (this.replies.get(command.order) ?? 0) + 1)
+        return
+      case 'unpin':
+        this.pins.delete(command.generation)
+        return
       case 'drain':
         return this.drain(command.worker)
       case 'cut':
@@ -319,7 +461,7 @@ export class World {
       case 'answer':
         this.answers.set(command.ask, (this.answers.get(command.ask) ?? 0) + 1)
         return
-      case 'unpin':
+      case 'look-into':
       case 'announce':
       case 'exit':
         return
@@ -345,6 +487,8 @@ export class World {
       isShuttingDown: false,
       leadership: 'none',
       terms: 0,
+      questions: new Map(),
+      warmth: 'cold',
     })
     for (const { afterMs, deed } of behaviour.deeds)
       this.whileAlive(id, afterMs, (process) => this.doDeed(process, deed))
@@ -370,6 +514,8 @@ export class World {
         if (process.leadership !== 'none') return null
         process.leadership = 'asked'
         return { e: 'leadership-asked', worker }
+      case 'weigh':
+        return { e: 'weighed', worker, rssBytes: deed.rssBytes, requests: deed.requests }
       case 'ask-replacement':
         return { e: 'replace-asked', worker }
       case 'crash':
@@ -403,6 +549,55 @@ export class World {
       if (open === 'fails') return { e: 'open-failed', worker: id, key, reason: 'EMFILE' }
       process.accepting.add(key)
       return { e: 'opened', worker: id, key }
+    })
+  }
+
+  /** It accepts no more as soon as it is told, and says so later; its app listens on, and knows nothing of it. */
+  private withdraw(id: WorkerId, key: ListenerKey): void {
+    const process = this.processes.get(id)
+    if (process === undefined) return
+    process.accepting.delete(key)
+    this.whileAlive(id, process.behaviour.withdraw, () => {
+      return process.copies.has(key) && !process.isLeaving ? { e: 'withdrawn', worker: id, key } : null
+    })
+  }
+
+  private probe({ worker, probe, nth, timeoutMs }: Extract<Command, { c: 'probe' }>): void {
+    const process = this.processes.get(worker)
+    if (process === undefined) return
+    const asked = process.questions.get(probe) ?? {
+      ...{ open: null, atMost: 0, atLeast: 0, mayHavePassed: false, hasPassed: false },
+    }
+    process.questions.set(probe, asked)
+    if (asked.open !== null) asked.atMost = asked.atLeast = 0
+    asked.open = { nth, until: this.now + timeoutMs }
+    const replies = process.behaviour.probes[probe]
+    const reply = replies[(nth - 1) % replies.length]
+    if (reply === undefined) return
+    const { generation } = this.state.workers.get(worker) ?? {}
+    const threshold =
+      this.state.generations.get(generation ?? -1)?.policy.probes[probe]?.successThreshold ?? 1
+    this.whileAlive(worker, reply.afterMs, () => {
+      const isInTime = asked.open?.nth === nth && this.now < asked.open.until
+      if (asked.open?.nth === nth) {
+        asked.open = null
+        asked.atMost = reply.passes ? asked.atMost + 1 : isInTime ? 0 : asked.atMost
+      }
+      asked.atLeast = reply.passes && isInTime ? asked.atLeast + 1 : 0
+      asked.mayHavePassed ||= asked.atMost >= threshold
+      asked.hasPassed ||= asked.atLeast >= threshold
+      return { e: 'probed', worker, probe, nth, failure: reply.passes ? null : 'answered 503' }
+    })
+  }
+
+  private warmUp(id: WorkerId): void {
+    const process = this.processes.get(id)
+    if (process === undefined) return
+    process.warmth = 'warming'
+    const { afterMs, passes } = process.behaviour.warmUp
+    this.whileAlive(id, afterMs, () => {
+      process.warmth = 'warm'
+      return { e: 'warmed', worker: id, failure: passes ? null : 'GET / answered 500' }
     })
   }
 
@@ -449,5 +644,26 @@ export class World {
     process.copies.clear()
     this.end(process, process.behaviour.shutdown, 'exited 0')
     return { e: 'worker-drained', worker: process.id }
+  }
+}
+
+export function figuresOf(quality: Quality): Figures {
+  const good = { errorRate: 0, p50: 10, p90: 10, p99: 10, probeSuccess: 1, loopDelay: 1, crashes: 0 }
+  const requests = 1_000
+  switch (quality) {
+    case 'good':
+      return { ...good, requests }
+    case 'bad':
+      return {
+        ...{ errorRate: 0.5, p50: 5_000, p90: 5_000, p99: 5_000, probeSuccess: 0.1, loopDelay: 900 },
+        ...{ crashes: 9, requests },
+      }
+    case 'few':
+      return { ...good, errorRate: 1, p99: 5_000, requests: 1 }
+    case 'unknown':
+      return {
+        ...{ errorRate: null, p50: null, p90: null, p99: null, probeSuccess: null, loopDelay: null },
+        ...{ crashes: null, requests: 0 },
+      }
   }
 }
