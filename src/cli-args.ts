@@ -123,6 +123,28 @@ export const ROLLBACK: Command = {
   ],
 }
 
+export const UPGRADE: Command = {
+  name: 'upgrade',
+  summary: 'replace the master itself by the usr2 and the Node.js on disk, with no lost connection',
+  options: [
+    CONTROL,
+    NAMED,
+    {
+      flag: '--node',
+      value: 'PATH',
+      means: 'the Node.js that runs the new master (default: the one that a restart would run)',
+    },
+    { ...TIMEOUT, means: 'abort the upgrade when it takes longer' },
+    JSON_OUT,
+  ],
+  notes: [
+    'The new master starts a generation from the code on disk; when that serves, the old master drains and ends.',
+    '',
+    'Exit status: 0 the new master has taken over; 1 it has not, with the reason, and the old one serves on;',
+    '2 bad usage; 3 no master answers; 4 the master was lost before the verdict.',
+  ],
+}
+
 const ORDERED = [
   'Exit status: 0 done; 1 refused, with the reason; 2 bad usage; 3 no master answers; 4 the master was lost',
   'before it answered. The outcome of the rollout goes to whoever asked for it; "usr2 status --watch" shows it.',
@@ -378,7 +400,7 @@ export function splitOptions(command: Command, argv: readonly string[]): Split {
 
 const SUMMARIES: readonly (readonly [string, string])[] = [
   ['run', 'run an app in the foreground: usr2 run server.js'],
-  ...[RELOAD, ROLLBACK, PROMOTE, PAUSE, RESUME, ABORT, SCALE, STATUS, STOP, LS].map(
+  ...[RELOAD, ROLLBACK, PROMOTE, PAUSE, RESUME, ABORT, SCALE, STATUS, UPGRADE, STOP, LS].map(
     ({ name, summary }) => [name, summary] as const,
   ),
   ['check', 'would this version start? Boots one worker that nobody can reach: usr2 check server.js'],

@@ -30,12 +30,15 @@ export interface Following {
   readonly timeout: string | undefined
   /** Draw the rollout on stdout with these; null: its progress is told in lines. */
   readonly picture: Marks | null
+  /** What it is called; default: a rollout. */
+  readonly what?: string
   /** Asks on {@link connection}. */
   readonly ask: (watcher: RolloutWatcher) => Promise<RolloutEnd>
 }
 
 /** @returns the exit status. `--timeout` and SIGTERM abort the rollout, SIGINT leaves it to itself. */
-export async function followRollout({ connection, json, timeout, picture, ask }: Following): Promise<number> {
+export async function followRollout(following: Following): Promise<number> {
+  const { connection, json, timeout, picture, ask, what = 'rollout' } = following
   let verdict: Verdict | null = null
   let detached = false
 
@@ -87,21 +90,21 @@ export async function followRollout({ connection, json, timeout, picture, ask }:
     }
     if (end.verdict.outcome === 'promoted') return OK
     if (gaveUp !== null && !end.verdict.text.includes(gaveUp))
-      fail(`The rollout was aborted: ${gaveUp}.`, json)
+      fail(`The ${what} was aborted: ${gaveUp}.`, json)
     return FAILED
   } catch (error) {
     if (!(error instanceof MasterLostError)) throw error
     drawing?.end()
     const follow = `usr2 status --control ${connection.path}`
     if (detached) {
-      fail(`Detached; nothing is aborted, the rollout goes on. To follow it: ${follow}`, json)
+      fail(`Detached; nothing is aborted, the ${what} goes on. To follow it: ${follow}`, json)
       return INTERRUPTED
     }
     const promoted = verdict !== null
     if (gaveUp !== null) {
       const then = promoted
         ? 'The new generation is promoted, but the old one has not drained yet and goes on'
-        : 'The rollout was to be aborted, but the master gave no verdict'
+        : `The ${what} was to be aborted, but the master gave no verdict`
       fail(`${then}: ${gaveUp}. To follow it: ${follow}`, json)
       return FAILED
     }

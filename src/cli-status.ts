@@ -21,6 +21,10 @@ export function renderStatus(status: Status, marks: Marks = ASCII): string {
     `${inOneLine(name)}: ${state}, ${readySlots(status)} of ${slots} ${plural(slots, 'slot')} ready, pid ${pid}, ` +
       `up ${formatDuration(uptimeMs)} (usr2 ${usr2}, Node ${node.replace(/^v/, '')})`,
   ]
+  const { usr2OnDisk } = status
+  if (usr2OnDisk !== null) {
+    lines.push(`usr2 ${inOneLine(usr2OnDisk)} is on disk, ${inOneLine(usr2)} runs: usr2 upgrade`)
+  }
   if (status.rollout !== null) lines.push('', ...renderRollout(status.rollout, marks))
   else if (status.waitsFor !== null) lines.push(`waits ${inOneLine(status.waitsFor)}`)
   for (const generation of status.generations)

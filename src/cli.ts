@@ -26,6 +26,7 @@ import {
   STATUS,
   STOP,
   unknownCommand,
+  UPGRADE,
   type Arguments,
   type Command,
 } from './cli-args.ts'
@@ -53,6 +54,7 @@ import {
   askRollback,
   askStatus,
   askStop,
+  askUpgrade,
   ControlError,
   findMaster,
   listMasters,
@@ -82,6 +84,7 @@ const CLIENTS: ReadonlyMap<string, readonly [Command, (client: Client) => Promis
   ['abort', [ABORT, abort]],
   ['scale', [SCALE, scale]],
   ['status', [STATUS, status]],
+  ['upgrade', [UPGRADE, upgrade]],
   ['stop', [STOP, stop]],
   ['ls', [LS, ls]],
 ])
@@ -164,6 +167,18 @@ async function follow(
     timeout: args.one('--timeout'),
     picture: drawn ? marksFor(process.env) : null,
     ask: ask(connection, args.one('--wait') === 'drained' ? 'drained' : 'promoted'),
+  })
+}
+
+async function upgrade({ args, json }: Client): Promise<number> {
+  const node = args.one('--node')
+  const connection = await find(args)
+  const request = {
+    node: node === undefined ? null : joinAsGiven(startDirectory(process.env, process.cwd()), node),
+  }
+  return followRollout({
+    ...{ connection, json, timeout: args.one('--timeout'), picture: null, what: 'upgrade' },
+    ask: (watcher) => askUpgrade(connection, request, watcher),
   })
 }
 

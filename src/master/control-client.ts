@@ -19,7 +19,15 @@ import {
   type StopHow,
 } from './control-wire.ts'
 import type { Order } from '../rollout/state.ts'
-import type { Drained, Progress, ReloadRequest, RollbackRequest, Status, Verdict } from './face.ts'
+import type {
+  Drained,
+  Progress,
+  ReloadRequest,
+  RollbackRequest,
+  Status,
+  UpgradeRequest,
+  Verdict,
+} from './face.ts'
 
 /** What went wrong with a control socket, in a sentence for its user. */
 export class ControlError extends Error {
@@ -236,9 +244,18 @@ export function askRollback(
   return follow(connection, { cmd: 'rollback', to, wait }, watcher)
 }
 
+/** The same for an upgrade of the master itself, also in what it throws. */
+export function askUpgrade(
+  connection: ControlConnection,
+  { node }: UpgradeRequest,
+  watcher: RolloutWatcher = {},
+): Promise<RolloutEnd> {
+  return follow(connection, { cmd: 'upgrade', node }, watcher)
+}
+
 async function follow(
   connection: ControlConnection,
-  request: Extract<ControlRequest, { readonly cmd: 'reload' | 'rollback' }>,
+  request: Extract<ControlRequest, { readonly cmd: 'reload' | 'rollback' | 'upgrade' }>,
   watcher: RolloutWatcher,
 ): Promise<RolloutEnd> {
   try {
@@ -251,7 +268,8 @@ async function follow(
       } else if ('verdict' in reply) {
         verdict = reply.verdict
         watcher.verdict?.(verdict)
-        if (request.wait === 'promoted' || verdict.outcome !== 'promoted') return { verdict, drained: null }
+        const wait = request.cmd === 'upgrade' ? 'promoted' : request.wait
+        if (wait === 'promoted' || verdict.outcome !== 'promoted') return { verdict, drained: null }
       } else if ('drained' in reply && verdict !== null) {
         return { verdict, drained: reply.drained }
       } else if ('error' in reply && verdict !== null) {

@@ -19,6 +19,7 @@ import type {
   RollbackRequest,
   RolloutStatus,
   Status,
+  UpgradeRequest,
   Verdict,
   Wait,
   WorkerStatus,
@@ -45,7 +46,8 @@ export type ControlRequest =
   | { readonly cmd: 'status' }
   | ({ readonly cmd: 'reload' } & ReloadRequest)
   | ({ readonly cmd: 'rollback' } & RollbackRequest)
-  /** Only on the connection whose reload or rollback it ends. */
+  | ({ readonly cmd: 'upgrade' } & UpgradeRequest)
+  /** Only on the connection whose reload, rollback or upgrade it ends. */
   | { readonly cmd: 'abort'; readonly reason: string }
   /** Of whatever rollout runs, whoever asked for it; or of the number of slots. */
   | { readonly cmd: 'order'; readonly what: Order }
@@ -80,6 +82,7 @@ const KEYS: Readonly<Record<ControlRequest['cmd'], readonly string[]>> = {
   status: [],
   reload: ['drop', 'wait'],
   rollback: ['to', 'wait'],
+  upgrade: ['node'],
   abort: ['reason'],
   order: ['what'],
   stop: ['how'],
@@ -147,6 +150,13 @@ export function parseRequest(line: string): Parsed<ControlRequest> & { readonly 
       return parseReload(given)
     case 'rollback':
       return parseRollback(given)
+    case 'upgrade': {
+      const node = given['node'] ?? null
+      if (node !== null && (typeof node !== 'string' || !node.startsWith('/') || node.includes('\0'))) {
+        return { error: `"node" must be an absolute path, or null, not ${quote(node)}.` }
+      }
+      return { ok: { cmd, node } }
+    }
     case 'order':
       return parseOrder(given['what'])
     case 'abort': {
@@ -250,7 +260,7 @@ const progress: v.GenericSchema<unknown, Progress> = v.object({
 const rolloutKind = v.picklist(['reload', 'rollback'])
 
 const verdict: v.GenericSchema<unknown, Verdict> = v.object({
-  kind: rolloutKind,
+  kind: v.picklist(['reload', 'rollback', 'upgrade']),
   outcome: v.picklist(['promoted', 'rolled-back', 'refused', 'overtaken']),
   reload: text,
   current: v.nullable(count),
@@ -343,6 +353,7 @@ const status: v.GenericSchema<unknown, Status> = v.object({
   name: text,
   pid: count,
   usr2: text,
+  usr2OnDisk: v.nullable(text),
   node: text,
   uptimeMs: count,
   state: v.picklist(['starting', 'steady', 'rolling-out', 'stopping']),

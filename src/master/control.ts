@@ -55,6 +55,9 @@ export const CONTROL_LIMITS: ControlLimits = {
   farewellMs: 1000,
 }
 
+/** How long the loop is given to accept what waits in the queue of a socket that has lost its path. */
+const ACCEPT_MS = 50
+
 export interface ControlOptions {
   readonly path: string
   /** Permission bits of the socket; 0o600 where nothing else is asked for. */
@@ -62,10 +65,21 @@ export interface ControlOptions {
   readonly face: Face
   readonly log: ControlLog
   readonly limits?: Partial<ControlLimits>
+  /**
+   * Takes the place of the master that answers at the path, with no moment in which nobody does. Directories: that it
+   * made for the socket.
+   */
+  readonly replaces?: { readonly directories: readonly string[] }
 }
 
 export interface Control {
   readonly path: string
+  /** Those that were made for it, outermost first, and go with it. */
+  readonly directories: readonly string[]
+  /** Nobody has put another socket at the path. */
+  isOurs(): boolean
+  /** Settles when no client is connected, or after `timeoutMs`: for one whose place another master has taken. */
+  emptied(timeoutMs: number): Promise<void>
   /**
    * Takes the socket's file away (if it still is ours), lets replies that are under way go out, and ends every
    * connection: within {@link ControlLimits.farewellMs}. A reload or rollback that has no verdict yet is detached.
@@ -101,8 +115,10 @@ export async function openControl(options: ControlOptions): Promise<Control> {
   const { path, face, log } = options
   const limits: ControlLimits = { ...CONTROL_LIMITS, ...options.limits }
   const temporary = temporaryName(path)
-  const stale = await findStale(path)
+  const { replaces } = options
+  const stale = replaces ? lstat(path) : await findStale(path)
   const connections = new Set<Connection>()
+  let onEmpty = (): void => {}
 
   const server = net.createServer((socket) => {
     // Always there: a socket without an 'error' listener ends the master (ECONNRESET, EPIPE).
@@ -115,11 +131,14 @@ export async function openControl(options: ControlOptions): Promise<Control> {
     }
     const connection = new Connection(socket, face, log, limits)
     connections.add(connection)
-    socket.once('close', () => connections.delete(connection))
+    socket.once('close', () => {
+      connections.delete(connection)
+      if (connections.size === 0) onEmpty()
+    })
   })
 
   // From here to the rename nothing is awaited: two masters that start at once have no time to pass each other.
-  const made = makeDirectories(path)
+  const made = [...(replaces?.directories ?? []), ...makeDirectories(path)]
   try {
     await listen(server, { path, temporary, mode: options.mode ?? 0o600, stale })
   } catch (error) {
@@ -132,7 +151,22 @@ export async function openControl(options: ControlOptions): Promise<Control> {
   let closed: Promise<void> | null = null
   return {
     path,
+    directories: made,
+    isOurs: () => isSameFile(own, lstat(path)),
+    emptied,
     close: () => (closed ??= close()),
+  }
+
+  async function emptied(timeoutMs: number): Promise<void> {
+    // Who connected before the path led elsewhere may wait in the kernel's queue: one turn takes them all in.
+    await new Promise((resolve) => setTimeout(resolve, ACCEPT_MS))
+    if (connections.size === 0) return
+    let timer: NodeJS.Timeout | undefined
+    await new Promise<void>((resolve) => {
+      onEmpty = resolve
+      timer = setTimeout(resolve, timeoutMs)
+    })
+    clearTimeout(timer)
   }
 
   async function close(): Promise<void> {
@@ -266,6 +300,11 @@ class Connection {
       case 'rollback': {
         const { to, wait } = request
         this.#startRollout(wait, (asker) => this.#face.rollback({ to, wait }, asker))
+        return
+      }
+      case 'upgrade': {
+        const { node } = request
+        this.#startRollout('promoted', (asker) => this.#face.upgrade({ node }, asker))
         return
       }
       case 'order':

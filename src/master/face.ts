@@ -21,6 +21,11 @@ export interface RollbackRequest {
   readonly wait: Wait
 }
 
+export interface UpgradeRequest {
+  /** An absolute path: the Node.js that runs the new master; null: the one that a restart would run. */
+  readonly node: string | null
+}
+
 /** One line of what a rollout is doing, for people, with the facts beside it for programs. */
 export interface Progress {
   /** The id that every log line of this rollout carries. */
@@ -31,7 +36,8 @@ export interface Progress {
 }
 
 export interface Verdict {
-  readonly kind: 'reload' | 'rollback'
+  /** `upgrade`: of the master itself; `promoted` then means that the new master has taken over. */
+  readonly kind: 'reload' | 'rollback' | 'upgrade'
   /** Of a rollback `promoted`: the generation that was asked for answers again. `refused`: nothing was started. `overtaken`: a stop, or an abort by the one who asked, ended it. */
   readonly outcome: 'promoted' | 'rolled-back' | 'refused' | 'overtaken'
   readonly reload: string
@@ -133,6 +139,8 @@ export interface Status {
   readonly name: string
   readonly pid: number
   readonly usr2: string
+  /** The version that `usr2 upgrade` would run, where it is another one; null: the same, or nobody knows. */
+  readonly usr2OnDisk: string | null
   readonly node: string
   readonly uptimeMs: number
   readonly state: 'starting' | 'steady' | 'rolling-out' | 'stopping'
@@ -170,6 +178,8 @@ export interface Face {
   reload(request: ReloadRequest, asker: Asker): { abort(reason: string): void; detach(): void }
   /** The same for the way back. */
   rollback(request: RollbackRequest, asker: Asker): { abort(reason: string): void; detach(): void }
+  /** Replaces the master itself; the same handle. */
+  upgrade(request: UpgradeRequest, asker: Asker): { abort(reason: string): void; detach(): void }
   /** `done`: at once, with a sentence why nothing was changed, or null. */
   order(what: Order, done: (problem: string | null) => void): void
   /** `done` is called when no worker is left, right before the master exits. */

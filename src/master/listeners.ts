@@ -7,7 +7,7 @@
  */
 import { lstatSync, rmSync } from 'node:fs'
 import net from 'node:net'
-import { BindError, bind } from 'native-free-fd-passing'
+import { BindError, adopt, bind } from 'native-free-fd-passing'
 import type { HeldSocket } from 'native-free-fd-passing'
 import { listenerKey, overlaps } from '../address.ts'
 import type { Address, ListenerKey } from '../address.ts'
@@ -15,6 +15,7 @@ import { CMD } from '../protocol.ts'
 import type { KnownListener, WireAddress, WireError } from '../protocol.ts'
 import { ownerOf } from './port-owner.ts'
 import { KeptUnixPath } from './unix-path.ts'
+import type { BequeathedListener } from './upgrade-wire.ts'
 import type { WorkerHandle } from './worker-handle.ts'
 
 /** How long a worker may take to prove a new bind, or to acknowledge a handle. */
@@ -121,22 +122,24 @@ export class Listeners {
 
   private hold(socket: HeldSocket, address: Address, key: ListenerKey): Held {
     const known = { key, bound: socket.bound }
-    let path: KeptUnixPath | null = null
-    if (address.kind === 'unix' && !address.path.startsWith('\0')) {
-      const { log } = this.parts
-      const restored = (): void =>
-        log.warn({ listener: key }, `something removed ${address.path}; brought it back`)
-      try {
-        path = new KeptUnixPath(address.path, restored)
-      } catch (error) {
-        const why = error instanceof Error ? error.message : String(error)
-        log.warn(
-          { listener: key },
-          `no spare link of ${address.path} could be made, so nothing may remove it: ${why}`,
-        )
-      }
+    return { socket, address, known, path: this.keepPath(address, key) }
+  }
+
+  private keepPath(address: Address, key: ListenerKey): KeptUnixPath | null {
+    if (address.kind !== 'unix' || address.path.startsWith('\0')) return null
+    const { log } = this.parts
+    const restored = (): void =>
+      log.warn({ listener: key }, `something removed ${address.path}; brought it back`)
+    try {
+      return new KeptUnixPath(address.path, restored)
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error)
+      log.warn(
+        { listener: key },
+        `no spare link of ${address.path} could be made, so nothing may remove it: ${why}`,
+      )
+      return null
     }
-    return { socket, address, known, path }
   }
 
   private keep({ worker }: { readonly worker: WorkerHandle }, held: Held): void {
@@ -220,6 +223,48 @@ export class Listeners {
     await this.close(held)
   }
 
+  /**
+   * Takes over the descriptor of a listener that another master holds as well. Until {@link own} the path of a unix
+   * socket is that one's to remove.
+   *
+   * @throws {BindError} it is no such socket
+   */
+  inherit(fd: number, { address, known }: BequeathedListener): void {
+    const socket = adopt(fd, address.kind)
+    this.shared = true
+    this.held.set(known.key, { socket, address, known, path: this.keepPath(address, known.key) })
+  }
+  /** Another master holds the same sockets. */
+  private shared = false
+
+  /** The other master has let go of what it bequeathed. */
+  own(): void {
+    this.shared = false
+  }
+
+  /** What a successor needs to hold the same, in the order of the descriptors. A bind that is being proved is not in it. */
+  bequeath(): (BequeathedListener & { readonly fd: number })[] {
+    return [...this.held.values()].map(({ socket, address, known }) => ({ fd: socket.fd, address, known }))
+  }
+
+  /**
+   * Forgets all that is held without closing it: libuv unlinks the path of a unix socket that this process bound as it
+   * closes it, and the path is the successor's now (FACTS M4). The descriptors go with this process.
+   */
+  handOver(): void {
+    for (const { socket, path } of this.held.values()) {
+      path?.abandon()
+      this.handedOver.push(socket)
+    }
+    this.held.clear()
+  }
+  private readonly handedOver: HeldSocket[] = []
+
+  /** Takes away the spare links that a successor which was killed has left. */
+  sweep(): void {
+    for (const { path } of this.held.values()) path?.sweep()
+  }
+
   async closeAll(): Promise<void> {
     const all = [...this.held.values(), ...[...this.proofs.values()].map(({ held }) => held)]
     this.held.clear()
@@ -228,7 +273,8 @@ export class Listeners {
   }
 
   private async close({ socket, path }: Held): Promise<void> {
-    path?.remove()
+    if (this.shared) path?.abandon()
+    else path?.remove()
     // A send that was given up may still have the handle in Node's queue: its owner refuses to be closed then.
     for (let tries = 0; tries < 200; tries++) {
       try {

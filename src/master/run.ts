@@ -17,10 +17,12 @@ import { isAlive } from './leftovers.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
 import type { Metrics } from './metrics.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
+import { Predecessor } from './predecessor.ts'
 import { createLogger, ownVersion } from './report.ts'
 import { seconds } from './words.ts'
 import { Supervisor } from './supervisor.ts'
 import { createNotifier } from './systemd.ts'
+import { Upgrader } from './upgrade.ts'
 
 export interface RunInput {
   /** What follows `usr2 run`. */
@@ -31,6 +33,18 @@ export interface RunInput {
 
 /** Gives the exit status: 0 stopped as asked, 1 could not start or gave up, 2 bad usage or configuration. */
 export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
+  let predecessor: Predecessor | null = null
+  // Who asked for an upgrade wants to know why there is none; our stderr may be a journal.
+  const complain = (status: 1 | 2, complaints: readonly string[]): number => {
+    predecessor?.failed(complaints)
+    for (const complaint of complaints) process.stderr.write(`usr2: ${complaint}\n`)
+    return status
+  }
+  try {
+    predecessor = Predecessor.find(env)
+  } catch (error) {
+    return complain(1, [error instanceof Error ? error.message : String(error)])
+  }
   if (Number.parseInt(process.versions.node, 10) < OLDEST_MAJOR) {
     return complain(2, [`usr2 needs Node.js ${OLDEST_MAJOR} or newer, and this is ${process.versions.node}.`])
   }
@@ -42,6 +56,14 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   if (!first.ok) return complain(2, first.reasons)
   const place = defaultControlPath(config, env, canWrite)
   if (!place.ok) return complain(1, [place.complaint])
+  if (predecessor) {
+    const { name, control } = predecessor.bequest
+    if (name !== config.name || control !== place.path) {
+      const was = `It was "${name}" at ${control} and would be "${config.name}" at ${place.path}`
+      return complain(1, [`${was}: an upgrade changes neither name nor control socket; restart the service.`])
+    }
+    predecessor.hello(ownVersion(), first.pinned.policy.startTimeoutMs)
+  }
 
   const log = await createLogger(config.logLevel, config.name)
   for (const warning of loaded.warnings) log.warn({}, warning)
@@ -58,16 +80,18 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     return pinGeneration(again.config, env)
   }
 
-  const notifier = createNotifier({ env: process.env, log })
+  const notifier = createNotifier({ env: process.env, log, quiet: predecessor !== null })
   let control: Control | undefined
+  let lostControl: Control | undefined
   let metrics: Metrics | undefined
   let stacks: StackReader | undefined
+  let upgrader: Upgrader | undefined
   let runtime: string | undefined
   let end: (status: number) => void = () => {}
   const ended = new Promise<number>((resolve) => (end = resolve))
   try {
     const preload = (): string => (runtime ??= makeRuntimeDirectory(place.path, config.name))
-    const face = new Supervisor({
+    const supervisor = new Supervisor({
       config,
       log,
       notifier,
@@ -75,7 +99,19 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         return join(preload(), 'preload.cjs')
       },
       pin,
-      onServing: () => writePid(config, log),
+      onServing: () => {
+        if (predecessor) predecessor.ready(supervisor.currentGeneration ?? 0)
+        else writePid(config, log)
+      },
+      onVacancy: (reason) => {
+        if (!predecessor?.isTried) return
+        predecessor.failed([`${sentence(reason)}.`])
+        supervisor.stop('graceful')
+      },
+      onGenerationEnded: (generation, text) => face.drained(generation, text),
+      ...(predecessor ? { leaderless: predecessor.gone } : {}),
+      // A stop is over when the whole service has stopped.
+      beforeEnd: async () => predecessor?.left(),
       onEnd: (status) => end(status),
       inspectorPort: () => stacks?.port ?? null,
       async lookInto(pid) {
@@ -85,28 +121,80 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         return doing === null ? stack : [doing, ...(stack === null ? [] : [stack])].join('\n')
       },
     })
+    const openMetricsFor = async (): Promise<void> => {
+      if (config.metrics !== null) metrics = await openMetricsOf(supervisor, config.metrics, log)
+    }
+    const face = new Upgrader({
+      ...{ supervisor, config, log, notifier, predecessor, control: place.path },
+      start: { argv, env: input.env, given: input.cwd, cwd },
+      directories: () => control?.directories ?? [],
+      giveUp: async () => metrics?.close(),
+      async takeBack() {
+        if (control?.isOurs() === false) {
+          // Kept open for whoever waits on it for the verdict.
+          lostControl = control
+          const replaces = { directories: control.directories }
+          control = await openControl({ path: place.path, face, log, replaces })
+        }
+        writePid(config, log)
+        await openMetricsFor()
+      },
+      sweep: (pid) =>
+        rmSync(runtimeDirectory(place.path, config.name, pid), { recursive: true, force: true }),
+    })
     // The socket is what tells a second master of the same name, so it comes before anything is started.
-    control = await openControl({ path: place.path, face, log })
+    if (predecessor === null) control = await openControl({ path: place.path, face, log })
+    else supervisor.inherit(predecessor.bequest.listeners)
+    upgrader = face
     preload()
     if (config.stackOfBlocked) {
       stacks = await StackReader.open({ helper: join(preload(), 'blocked.mjs'), log })
     }
-    if (config.metrics !== null) metrics = await openMetricsOf(face, config.metrics, log)
+    if (predecessor === null) await openMetricsFor()
     const { policy } = first.pinned
     log.info(
       { event: 'starting', usr2: ownVersion(), node: process.versions.node, control: place.path },
       `usr2 ${ownVersion()} (pid ${process.pid}): ${config.workers} x ${first.pinned.entry}; ` +
         `a stop takes at most ${seconds(stopBudgetMs(policy))}`,
     )
-    face.start(first.pinned)
+    supervisor.start(first.pinned, predecessor?.bequest.heritage)
     takeSignals(face, log, env)
-    notifier.startWatchdog(() => true)
+    if (predecessor === null) notifier.startWatchdog(() => true)
+    predecessor?.attend({
+      leave(reason) {
+        log.error({ event: 'dismissed', reason }, `leaves: ${reason}`)
+        supervisor.stop('graceful')
+      },
+      async takeOver(directories) {
+        control = await openControl({ path: place.path, face, log, replaces: { directories } })
+        try {
+          await openMetricsFor()
+        } catch (error) {
+          await control.close()
+          throw error
+        }
+        writePid(config, log)
+      },
+      tookOver: () => supervisor.own(),
+      main() {
+        notifier.speak()
+        notifier.ready(supervisor.statusLine())
+        notifier.startWatchdog(() => true)
+      },
+      drained: (generation, text) =>
+        log.info({ event: 'predecessor-drained', generation }, `the master before: ${text}`),
+      stop: (how) => face.stop(how),
+    })
     return await ended
   } catch (error) {
     return complain(1, [error instanceof Error ? error.message : String(error)])
   } finally {
+    await upgrader?.settled()
+    // Whoever had connected before the path led to the successor gets an answer, too.
+    if (upgrader?.hasHeir) await control?.emptied(FAREWELL_MS)
     // Before the control socket, which takes its own empty directory away.
     if (runtime) rmSync(runtime, { recursive: true, force: true })
+    await lostControl?.close()
     await control?.close()
     await metrics?.close()
     await stacks?.close()
@@ -116,10 +204,10 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   }
 }
 
-function complain(status: 1 | 2, complaints: readonly string[]): number {
-  for (const complaint of complaints) process.stderr.write(`usr2: ${complaint}\n`)
-  return status
-}
+/** How long clients of a master that was replaced may stay connected. */
+const FAREWELL_MS = 2_000
+
+const sentence = (text: string): string => `${text[0]?.toUpperCase()}${text.slice(1)}`
 
 /** prom-client is loaded only by a master that is asked for it: 1 to 3 MB of its memory. */
 async function openMetricsOf(face: Supervisor, listen: MetricsAt, log: Log): Promise<Metrics> {
@@ -153,7 +241,7 @@ function removePid({ pidFile }: Config, log: Log): void {
 }
 
 /** What each signal means. Handlers only tell: the supervisor is asked, and decides by the machine. */
-function takeSignals(supervisor: Supervisor, log: Log, env: NodeJS.ProcessEnv): void {
+function takeSignals(supervisor: Upgrader, log: Log, env: NodeJS.ProcessEnv): void {
   const hadTerminal = hasTerminal()
   if (env['npm_lifecycle_event'] !== undefined || env['npm_command'] !== undefined) {
     log.warn(
@@ -212,7 +300,7 @@ function makeRuntimeDirectory(control: string, name: string): string {
     const pid = entry.startsWith(prefix) ? Number(entry.slice(prefix.length)) : NaN
     if (Number.isInteger(pid) && !isAlive(pid)) rmSync(join(parent, entry), { recursive: true, force: true })
   }
-  const directory = join(parent, `${prefix}${process.pid}`)
+  const directory = runtimeDirectory(control, name, process.pid)
   rmSync(directory, { recursive: true, force: true })
   mkdirSync(directory, { mode: 0o755 })
   try {
@@ -223,6 +311,9 @@ function makeRuntimeDirectory(control: string, name: string): string {
   }
   return directory
 }
+
+const runtimeDirectory = (control: string, name: string, pid: number): string =>
+  join(dirname(control), `.usr2-${name}-${pid}`)
 
 /** Beside the built CLI. */
 function builtFile(name: string): string {

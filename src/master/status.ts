@@ -29,6 +29,7 @@ import { sumOf } from './ledger.ts'
 import { limitText } from '../config.ts'
 import { rssBytes } from './memory.ts'
 import { ownVersion } from './report.ts'
+import { versionOnDisk } from './on-disk.ts'
 import type { WorkerHandle } from './worker-handle.ts'
 import { plural, seconds } from './words.ts'
 
@@ -56,6 +57,7 @@ export function statusOf(parts: StatusParts): Status {
     name,
     pid: process.pid,
     usr2: ownVersion(),
+    usr2OnDisk: versionOnDisk(),
     node: process.versions.node,
     uptimeMs: now - startedAt,
     state: stateOf(state),

@@ -16,6 +16,7 @@ import type {
   Event,
   Fact,
   GenerationId,
+  Heritage,
   Judgement,
   Memory,
   Order,
@@ -46,6 +47,8 @@ import { MAX_YIELD_MS, canRaise, lower, raise } from './niceness.ts'
 import type { Notifier } from './systemd.ts'
 import type { GenerationTotals, Verdicts } from './totals.ts'
 import { TicketKeys } from './ticket-keys.ts'
+import { FIRST_LISTENER_FD } from './upgrade-wire.ts'
+import type { BequeathedListener } from './upgrade-wire.ts'
 import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
 import { heldText, plural, seconds } from './words.ts'
@@ -72,6 +75,14 @@ export interface SupervisorParts {
   pin(): Promise<PinResult>
   /** The first generation serves. */
   onServing(): void
+  /** A worker of a generation has died and its slot is tried again. */
+  onVacancy?(reason: string): void
+  /** Its last worker has gone. */
+  onGenerationEnded?(generation: GenerationId, text: string): void
+  /** Where another master may still have a leader: when that has gone. */
+  readonly leaderless?: Promise<void>
+  /** What the end waits for when no worker is left. */
+  beforeEnd?(): Promise<void>
   /** No worker is left and every listener is closed. */
   onEnd(status: 0 | 1): void
   /** Where the inspector of a blocked worker would listen; null: it never does. */
@@ -92,7 +103,7 @@ interface Withdrawal {
   readonly timer: NodeJS.Timeout
 }
 
-export class Supervisor implements Face {
+export class Supervisor implements Omit<Face, 'upgrade'> {
   private state: State = initialState
   private readonly facts: Event[] = []
   private stepping = false
@@ -143,9 +154,10 @@ export class Supervisor implements Face {
     })
   }
 
-  start(pinned: Pinned): void {
-    this.pinned.set(this.state.nextGeneration, pinned)
-    this.dispatch({ e: 'started', policy: pinned.policy })
+  /** @param heritage of the master that this one is to replace, whose listeners were {@link inherit}ed */
+  start(pinned: Pinned, heritage?: Heritage): void {
+    this.pinned.set(heritage?.nextGeneration ?? this.state.nextGeneration, pinned)
+    this.dispatch({ e: 'started', policy: pinned.policy, ...(heritage ? { heritage } : {}) })
     this.scales = setInterval(() => this.weighAll(), WEIGH_EVERY_MS)
   }
   private scales: NodeJS.Timeout | undefined
@@ -239,11 +251,8 @@ export class Supervisor implements Face {
         if (handle) this.warnOfForce(handle, 'killed', 'is still there', 'SIGKILL')
         return handle?.signal('SIGKILL')
       }
-      case 'lead': {
-        const handle = this.handles.get(command.worker)
-        if (handle) this.log.info({ ...handle.facts, event: 'leads' }, `slot ${handle.slot} leads`)
-        return handle?.send({ t: 'lead' })
-      }
+      case 'lead':
+        return void this.lead(command.worker)
       case 'step-down':
         return this.handles.get(command.worker)?.send({ t: 'step-down' })
       case 'release':
@@ -408,6 +417,15 @@ export class Supervisor implements Face {
     const handle = this.handles.get(id)
     if (!this.lowered.delete(id) || !handle || handle.pid === null) return
     raise(handle.pid, this.canRaise, () => handle.alive)
+  }
+
+  private async lead(id: WorkerId): Promise<void> {
+    // Two leaders at a time is what an app uses us to avoid.
+    if (this.parts.leaderless) await this.parts.leaderless
+    const handle = this.handles.get(id)
+    if (handle === undefined || this.state.workers.get(id)?.leadership !== 'leads') return
+    this.log.info({ ...handle.facts, event: 'leads' }, `slot ${handle.slot} leads`)
+    handle.send({ t: 'lead' })
   }
 
   private async open(id: WorkerId, key: string): Promise<void> {
@@ -585,6 +603,7 @@ export class Supervisor implements Face {
     this.books.ended(generation)
     const text = `generation ${generation} has ended: ${ledgerText(ledger)}`
     this.log.info({ event: 'drained', generation, ledger }, text)
+    this.parts.onGenerationEnded?.(generation, text)
     for (const { asker, since } of this.waitingForDrain.get(generation) ?? []) {
       const drained: Drained = { generation, ledger, tookMs: performance.now() - since, text }
       asker.drained(drained)
@@ -648,8 +667,10 @@ export class Supervisor implements Face {
     }
     this.ticketKeys.close()
     await this.listeners.closeAll()
+    await this.parts.beforeEnd?.()
     const text = status === 0 ? 'stopped' : `gave up: ${why.join('; ')}`
-    this.log[status === 0 ? 'info' : 'error']({ event: 'stopped', status, reasons: why }, text)
+    if (this.handedOver) this.log.info({ event: 'left' }, 'the last worker of this master has left')
+    else this.log[status === 0 ? 'info' : 'error']({ event: 'stopped', status, reasons: why }, text)
     for (const done of this.stopped) done()
     this.parts.onEnd(status)
   }
@@ -673,7 +694,11 @@ export class Supervisor implements Face {
         break
       case 'generation-ended':
         return this.generationEnded(what.generation)
+      case 'vacancy':
+        this.parts.onVacancy?.(what.reason)
+        break
       case 'stopping':
+        if (this.handedOver) return
         this.stopBy = performance.now() + this.announcer.stopBudgetMs()
         break
       default:
@@ -683,11 +708,15 @@ export class Supervisor implements Face {
     if (what.a === 'stopping') this.extendWhileStopping()
   }
 
+  get currentGeneration(): GenerationId | null {
+    return currentOf(this.state.top)
+  }
+
   private keys(): string[] {
     return this.listeners.known().map(({ key }) => key)
   }
 
-  private statusLine(): string {
+  statusLine(): string {
     const current = currentOf(this.state.top)
     const generation = this.state.generations.get(current ?? -1)
     if (!generation) return stateOf(this.state)
@@ -706,6 +735,38 @@ export class Supervisor implements Face {
     if (this.stopBy === null || this.state.top.k !== 'stopping') return
     const leftMs = this.stopBy - performance.now()
     if (leftMs > 0) this.parts.notifier.extendTimeout(Math.min(leftMs, EXTENSION_MS))
+  }
+
+  // --- replaced by another master, or replacing one (upgrade.ts) --------------------------------------------------
+
+  /** @throws {BindError} a descriptor is not what it is said to be */
+  inherit(listeners: readonly BequeathedListener[]): void {
+    for (const [i, listener] of listeners.entries()) this.listeners.inherit(FIRST_LISTENER_FD + i, listener)
+  }
+
+  /** The master before has let go of the listeners. */
+  own(): void {
+    this.listeners.own()
+  }
+
+  bequeath(): { readonly listeners: ReturnType<Listeners['bequeath']>; readonly heritage: Heritage } {
+    const { nextGeneration, nextReload, scale, top, generations } = this.state
+    const slots = generations.get(currentOf(top) ?? -1)?.slots ?? []
+    const wants = slots.map(({ wants }) => [...(wants ?? [])])
+    return { listeners: this.listeners.bequeath(), heritage: { nextGeneration, nextReload, scale, wants } }
+  }
+
+  /** A successor serves: every worker drains, as in a stop, but what is held stays open in the other master. */
+  handOver(): void {
+    this.handedOver = true
+    this.listeners.handOver()
+    this.dispatch({ e: 'stop-asked', how: 'graceful' })
+  }
+  private handedOver = false
+
+  /** What a successor that was killed has left beside our sockets. */
+  sweep(): void {
+    this.listeners.sweep()
   }
 
   // --- the face -------------------------------------------------------------------------------------------------

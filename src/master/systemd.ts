@@ -53,6 +53,8 @@ export interface NotifierOptions {
   /** Runs the program once; rejects when it fails. */
   readonly run?: (notice: Notice) => Promise<void>
   readonly pid?: number
+  /** Says nothing until {@link Notifier.speak}: another process is the main one still. */
+  readonly quiet?: boolean
   /** CLOCK_MONOTONIC in microseconds. */
   readonly now?: () => bigint
 }
@@ -76,6 +78,10 @@ export interface Notifier {
   startWatchdog(isHealthy: () => boolean): void
   /** Asks for `ms` from now for the start or stop in progress, beyond TimeoutStartSec= or TimeoutStopSec=. */
   extendTimeout(ms: number): void
+  /** The main process is `pid` from now on. systemd takes that from the main process alone (NotifyAccess=main). */
+  mainPid(pid: number): void
+  /** Ends {@link NotifierOptions.quiet}. What was to be said before is not said. */
+  speak(): void
   /** Settles when all that was said has been delivered or has failed: to be awaited before the process exits. */
   flush(): Promise<void>
   /** Ends the beats and takes nothing more. What waits is still sent. */
@@ -97,7 +103,7 @@ const DEADLINE_MS = 6_000
  */
 const READY_ATTEMPTS = 3
 
-type Topic = 'ready' | 'reloading' | 'stopping' | 'status' | 'watchdog' | 'extend'
+type Topic = 'main' | 'ready' | 'reloading' | 'stopping' | 'status' | 'watchdog' | 'extend'
 
 export function createNotifier(options: NotifierOptions): Notifier {
   const { env, log } = options
@@ -113,10 +119,11 @@ export function createNotifier(options: NotifierOptions): Notifier {
   let stopping = false
   let closed = false
   let warned = false
+  let quiet = options.quiet ?? false
   let beats: NodeJS.Timeout | undefined
 
   function say(topic: Topic, notice: Notice, replaces: readonly Topic[] = []): void {
-    if (!enabled || closed) return
+    if (!enabled || closed || quiet) return
     waiting = waiting.filter((w) => !replaces.includes(w.topic))
     waiting.push({ topic, notice })
     sending ??= sendAll()
@@ -193,6 +200,13 @@ export function createNotifier(options: NotifierOptions): Notifier {
     },
     extendTimeout(ms) {
       say('extend', byProgram(`EXTEND_TIMEOUT_USEC=${Math.ceil(ms * 1000)}`), ['extend'])
+    },
+    mainPid(pid) {
+      // READY=1 with it: a service that is being reloaded stays so until somebody says it.
+      say('main', byProgram(`MAINPID=${pid}`, 'READY=1'))
+    },
+    speak() {
+      quiet = false
     },
     async flush() {
       while (sending) await sending

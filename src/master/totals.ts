@@ -3,6 +3,7 @@
  * workers that it counts. Pure.
  */
 import { latencyBoundMs, LATENCY_BUCKETS } from '../protocol.ts'
+import type { Rollout } from '../rollout/state.ts'
 import type { Verdict } from './face.ts'
 import type { Ledger } from './ledger.ts'
 import { sumOf } from './ledger.ts'
@@ -27,7 +28,7 @@ export interface GenerationTotals {
 }
 
 /** How many reloads and rollbacks had which verdict. */
-export type Verdicts = Readonly<Record<Verdict['kind'], Readonly<Record<Verdict['outcome'], number>>>>
+export type Verdicts = Readonly<Record<Rollout['kind'], Readonly<Record<Verdict['outcome'], number>>>>
 
 export const NO_VERDICTS: Verdicts = {
   reload: { promoted: 0, 'rolled-back': 0, refused: 0, overtaken: 0 },

@@ -117,6 +117,17 @@ export class KeptUnixPath {
     rmSync(directoryIn(home, this.path), { recursive: true, force: true })
   }
 
+  /** Leaves the path to another master that holds the same socket; takes only our spare link away. */
+  abandon(): void {
+    for (const watcher of this.watchers.splice(0)) watcher.close()
+    rmSync(this.directory, { recursive: true, force: true })
+  }
+
+  /** Spare links of masters that were killed. */
+  sweep(): void {
+    sweep(this.home, basename(this.path))
+  }
+
   /** Removes everything, the path too if it is still our socket's. */
   remove(): void {
     for (const watcher of this.watchers.splice(0)) watcher.close()

@@ -18,7 +18,18 @@ import {
   verdict,
 } from './rollout.ts'
 import { postpone } from './timers.ts'
-import type { AskId, Event, Leave, ListenerKey, Waiting, Worker, WorkerId } from './state.ts'
+import type {
+  AskId,
+  Event,
+  GenerationId,
+  Heritage,
+  Leave,
+  ListenerKey,
+  Policy,
+  Waiting,
+  Worker,
+  WorkerId,
+} from './state.ts'
 
 /** How long an app may have only a private listener (port 0) before that counts as its readiness. */
 export const SETTLE_MS = 1_000
@@ -33,7 +44,7 @@ export function absorb(draft: Draft, event: Event): void {
   switch (event.e) {
     case 'started': {
       if (draft.top.k !== 'idle') return
-      const current = draft.addGeneration(event.policy, { k: 'vacant', retry: draft.in(0), stillborn: 0 })
+      const current = firstGeneration(draft, event.policy, event.heritage)
       draft.top = { k: 'starting', current, since: draft.at, next: [] }
       return
     }
@@ -73,6 +84,17 @@ export function absorb(draft: Draft, event: Event): void {
       if (worker) absorbWorkerFact(draft, worker, event)
     }
   }
+}
+
+/** Also the first one of a master that replaces another: it counts on, and must listen wherever its predecessor does. */
+function firstGeneration(draft: Draft, given: Policy, heritage: Heritage | undefined): GenerationId {
+  const vacant = { k: 'vacant', retry: draft.in(0), stillborn: 0 } as const
+  if (heritage === undefined) return draft.addGeneration(given, vacant)
+  // The number of slots that an operator asked for stays until the configured one changes.
+  const scale = heritage.scale?.configured === given.slots ? heritage.scale : null
+  draft.inherit({ ...heritage, scale })
+  const wants = heritage.wants.map((keys) => new Set(keys))
+  return draft.addGeneration({ ...given, slots: scale?.slots ?? given.slots }, vacant, wants)
 }
 
 type WorkerFact = Extract<Event, { worker: WorkerId }>

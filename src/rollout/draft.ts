@@ -4,6 +4,7 @@ import type {
   Generation,
   GenerationId,
   Grant,
+  Heritage,
   ListenerKey,
   Ms,
   Policy,
@@ -71,6 +72,10 @@ export class Draft {
   }
   order(command: Command): void {
     this.commands.push(command)
+    this.changed = true
+  }
+  inherit({ nextGeneration, nextReload, scale }: Heritage): void {
+    Object.assign(this.current, { nextGeneration, nextReload, scale })
     this.changed = true
   }
   newReload(): string {

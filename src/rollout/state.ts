@@ -374,6 +374,15 @@ export interface Memory {
 
 export type OrderId = number
 
+/** What a master that replaces another one goes on from. */
+export interface Heritage {
+  readonly nextGeneration: GenerationId
+  readonly nextReload: number
+  /** By slot: what its worker listens on now, and the new one must listen on, too, before it is ready. */
+  readonly wants: readonly (readonly ListenerKey[])[]
+  readonly scale: State['scale']
+}
+
 /** What an operator may ask of a rollout that runs, or of the number of slots. */
 export type Order =
   /** Ends a hold or a pause; `full`: every one that is to come, and every analysis. */
@@ -386,7 +395,8 @@ export type Order =
 
 /** Facts, in the past tense. */
 export type Fact =
-  | { readonly e: 'started'; readonly policy: Policy }
+  /** `heritage`: of the master that this one is to replace (`usr2 upgrade`). */
+  | { readonly e: 'started'; readonly policy: Policy; readonly heritage?: Heritage }
   | { readonly e: 'reload-asked'; readonly ask: AskId; readonly drop: readonly ListenerKey[] }
   | { readonly e: 'ask-gone'; readonly ask: AskId; readonly reason: string }
   | {

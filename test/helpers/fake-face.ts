@@ -8,6 +8,7 @@ import type {
   RollbackRequest,
   RolloutStatus,
   Status,
+  UpgradeRequest,
   Verdict,
 } from '../../src/master/face.ts'
 import type { Order } from '../../src/rollout/state.ts'
@@ -17,6 +18,7 @@ export const STATUS: Status = {
   name: 'shop',
   pid: 4242,
   usr2: '0.1.0',
+  usr2OnDisk: null,
   node: 'v20.20.2',
   uptimeMs: 11_520_000,
   state: 'steady',
@@ -143,6 +145,7 @@ export class FakeFace implements Face {
   readonly calls: string[] = []
   readonly reloads: Asked<ReloadRequest>[] = []
   readonly rollbacks: Asked<RollbackRequest>[] = []
+  readonly upgrades: Asked<UpgradeRequest>[] = []
   readonly orders: Order[] = []
   readonly stops: (() => void)[] = []
   current: Status
@@ -175,6 +178,13 @@ export class FakeFace implements Face {
     this.rollbacks.push(asked)
     this.#note('rollback')
     this.onRollback(asked)
+    return this.#handle(asked)
+  }
+
+  upgrade(request: UpgradeRequest, asker: Asker): ReturnType<Face['upgrade']> {
+    const asked = { request, asker }
+    this.upgrades.push(asked)
+    this.#note('upgrade')
     return this.#handle(asked)
   }
 

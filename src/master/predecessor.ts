@@ -1,0 +1,143 @@
+/** The master that this one was started to replace, seen from here. The wire is upgrade-wire.ts, the other end upgrade.ts. */
+import {
+  UPGRADE_ENV,
+  UPGRADE_VERSION,
+  parseBequest,
+  parseToSuccessor,
+  type Bequest,
+  type FromSuccessor,
+  type StopHow,
+  type ToSuccessor,
+} from './upgrade-wire.ts'
+
+export interface Hands {
+  /** It does not want us any more: nothing of ours may stay. */
+  leave(reason: string): void
+  /** Of its place: control socket, pid file, paths. @throws what prevented it, and then nothing was taken */
+  takeOver(directories: readonly string[]): Promise<void>
+  /** It has, and the other one gives nothing of it up or back any more. */
+  tookOver(): void
+  /** systemd knows us for the main process. */
+  main(): void
+  /** A generation of its has ended. */
+  drained(generation: number, text: string): void
+  stop(how: StopHow): void
+}
+
+export class Predecessor {
+  readonly bequest: Bequest
+  /** It has left, or died. */
+  readonly gone: Promise<void>
+  private hands: Hands | null = null
+  private tookOver = false
+  /** It has said why it failed. */
+  private saidFailed = false
+
+  /**
+   * Takes the bequest out of `env`, in which neither our configuration nor a worker may find it.
+   *
+   * @returns null: this master replaces nobody
+   * @throws {Error} a sentence: it is none that this version can read
+   */
+  static find(env: NodeJS.ProcessEnv): Predecessor | null {
+    const json = env[UPGRADE_ENV]
+    delete env[UPGRADE_ENV]
+    if (json === undefined) return null
+    const bequest = parseBequest(json)
+    if (bequest === null || process.send === undefined) {
+      const why =
+        process.send === undefined ? 'has no channel to it' : 'speaks another version of the upgrade'
+      const text = `This usr2 was started to replace another master, but ${why}.`
+      if (process.connected) process.send?.({ t: 'failed', reasons: [text] })
+      throw new Error(text)
+    }
+    return new Predecessor(bequest)
+  }
+
+  private constructor(bequest: Bequest) {
+    this.bequest = bequest
+    this.gone = new Promise((resolve) => process.once('disconnect', resolve))
+    process.on('message', (raw) => {
+      const message = parseToSuccessor(raw)
+      if (message !== null) this.receive(message)
+    })
+    void this.gone.then(() => {
+      if (!this.tookOver) this.hands?.leave('the master that it was to replace has gone')
+    })
+  }
+
+  hello(usr2: string, startTimeoutMs: number): void {
+    const { pid, versions } = process
+    this.send({ t: 'hello', protocol: UPGRADE_VERSION, usr2, node: versions.node, pid, startTimeoutMs })
+  }
+
+  /** Whole sentences. Once we have taken over it is not its business any more. */
+  failed(reasons: readonly string[]): void {
+    if (this.tookOver || this.saidFailed) return
+    this.saidFailed = true
+    this.send({ t: 'failed', reasons })
+  }
+
+  /** We have not taken over yet, and are to end at the first thing that goes wrong. */
+  get isTried(): boolean {
+    return !this.tookOver && !this.saidFailed
+  }
+
+  ready(generation: number): void {
+    this.send({ t: 'ready', generation })
+  }
+
+  stop(how: StopHow): void {
+    if (this.tookOver) this.send({ t: 'stop', how })
+  }
+
+  /** From now on what it asks for is done. */
+  attend(hands: Hands): void {
+    this.hands = hands
+    if (!process.connected) hands.leave('the master that it was to replace has gone')
+  }
+
+  /** Settles when it has left, within its stop budget: who ends before it would have systemd kill it (KillMode=mixed). */
+  async left(): Promise<void> {
+    if (!this.tookOver) return
+    let timer: NodeJS.Timeout | undefined
+    const late = new Promise((resolve) => (timer = setTimeout(resolve, this.bequest.stopBudgetMs)))
+    await Promise.race([this.gone, late])
+    clearTimeout(timer)
+  }
+
+  private receive(message: ToSuccessor): void {
+    const { hands } = this
+    if (hands === null) return
+    switch (message.t) {
+      case 'leave':
+        return hands.leave(message.reason)
+      case 'take-over':
+        return void this.takeOver(hands, message.directories)
+      case 'main':
+        return hands.main()
+      case 'drained':
+        return hands.drained(message.generation, message.text)
+      case 'stop':
+        return hands.stop(message.how)
+    }
+  }
+
+  private async takeOver(hands: Hands, directories: readonly string[]): Promise<void> {
+    try {
+      await hands.takeOver(directories)
+      this.tookOver = true
+      hands.tookOver()
+      this.send({ t: 'took-over' })
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error)
+      this.failed([why])
+      hands.leave(why)
+    }
+  }
+
+  private send(message: FromSuccessor): void {
+    // The callback takes the error of a master that has gone; `gone` tells.
+    if (process.connected) process.send?.(message, undefined, undefined, () => {})
+  }
+}

@@ -1,0 +1,141 @@
+/**
+ * What the master that is replaced and its successor tell each other: a bequest in the environment, then messages over
+ * the IPC channel. Both may be of different versions, so each reads only what it can check. No I/O here.
+ *
+ *     old                                 new
+ *      | -- environment: Bequest ---------> |
+ *      | <----------------- hello, failed - |   speaks our protocol; its configuration is right
+ *      | <----------------- ready, failed - |   its generation serves, beside ours
+ *      | -- take-over --------------------> |   it takes control socket, pid file, paths of unix sockets, metrics
+ *      | <------------- took-over, failed - |   the point of no return
+ *      | -- main -------------------------> |   systemd has been told: watchdog and status are its own
+ *      | -- drained (each generation) ----> |
+ *      | <--------- stop, or stop --------> |   whoever is asked to stop takes the other one along
+ *      | (the channel closes: it has left)  |
+ *
+ * Before took-over either may end the attempt: `leave`, `failed`, or the channel closing.
+ */
+import * as v from 'valibot'
+
+import type { Address } from '../address.ts'
+import type { KnownListener } from '../protocol.ts'
+import type { Heritage } from '../rollout/state.ts'
+
+/** Raised when a message changes its meaning. A successor that says another one is ended. */
+export const UPGRADE_VERSION = 1
+
+/** Private: the successor takes it out of its environment before anything else reads that. */
+export const UPGRADE_ENV = 'USR2_UPGRADE'
+
+/** The descriptor of the first listener; the others follow in their order. */
+export const FIRST_LISTENER_FD = 3
+
+export interface BequeathedListener {
+  /** As it was asked for, from which its key follows. */
+  readonly address: Address
+  readonly known: KnownListener
+}
+
+export interface Bequest {
+  readonly protocol: number
+  /** Of the master that is to be replaced. */
+  readonly pid: number
+  readonly name: string
+  readonly control: string
+  readonly listeners: readonly BequeathedListener[]
+  readonly heritage: Heritage
+  /** The longest that its drain may take. */
+  readonly stopBudgetMs: number
+}
+
+export type StopHow = 'graceful' | 'now'
+
+export type FromSuccessor =
+  | {
+      readonly t: 'hello'
+      readonly protocol: number
+      readonly usr2: string
+      readonly node: string
+      readonly pid: number
+      readonly startTimeoutMs: number
+    }
+  /** Whole sentences. It ends by itself. */
+  | { readonly t: 'failed'; readonly reasons: readonly string[] }
+  | { readonly t: 'ready'; readonly generation: number }
+  | { readonly t: 'took-over' }
+  | { readonly t: 'stop'; readonly how: StopHow }
+
+export type ToSuccessor =
+  /** Before `took-over`: end yourself and your workers. */
+  | { readonly t: 'leave'; readonly reason: string }
+  /** `directories`: made for the control socket, so to be removed with it. */
+  | { readonly t: 'take-over'; readonly directories: readonly string[] }
+  | { readonly t: 'main' }
+  | { readonly t: 'drained'; readonly generation: number; readonly text: string }
+  | { readonly t: 'stop'; readonly how: StopHow }
+
+const text = v.string()
+const count = v.pipe(v.number(), v.finite())
+const flag = v.exactOptional(v.boolean())
+const how = v.picklist(['graceful', 'now'])
+
+const address: v.GenericSchema<unknown, Address> = v.variant('kind', [
+  v.object({ kind: v.literal('tcp'), host: text, port: count, ipv6Only: flag, anyFamily: flag }),
+  v.object({
+    ...{ kind: v.literal('unix'), path: text, readableAll: flag, writableAll: flag },
+    umask: v.exactOptional(count),
+  }),
+  v.object({
+    ...{ kind: v.literal('udp'), host: text, port: count, ipv6Only: flag },
+    ...{ reuseAddr: flag, reusePort: flag },
+  }),
+])
+
+const bound = v.object({ address: text, family: text, port: count })
+
+const bequest: v.GenericSchema<unknown, Bequest> = v.object({
+  ...{ protocol: v.literal(UPGRADE_VERSION), pid: count, name: text, control: text, stopBudgetMs: count },
+  listeners: v.array(v.object({ address, known: v.object({ key: text, bound: v.nullable(bound) }) })),
+  heritage: v.object({
+    ...{ nextGeneration: count, nextReload: count, wants: v.array(v.array(text)) },
+    scale: v.nullable(v.object({ slots: count, configured: count })),
+  }),
+})
+
+const fromSuccessor: v.GenericSchema<unknown, FromSuccessor> = v.variant('t', [
+  v.object({
+    ...{ t: v.literal('hello'), protocol: count, usr2: text, node: text, pid: count },
+    startTimeoutMs: count,
+  }),
+  v.object({ t: v.literal('failed'), reasons: v.array(text) }),
+  v.object({ t: v.literal('ready'), generation: count }),
+  v.object({ t: v.literal('took-over') }),
+  v.object({ t: v.literal('stop'), how }),
+])
+
+const toSuccessor: v.GenericSchema<unknown, ToSuccessor> = v.variant('t', [
+  v.object({ t: v.literal('leave'), reason: text }),
+  v.object({ t: v.literal('take-over'), directories: v.array(text) }),
+  v.object({ t: v.literal('main') }),
+  v.object({ t: v.literal('drained'), generation: count, text }),
+  v.object({ t: v.literal('stop'), how }),
+])
+
+/** @returns null when a master of another version, or nobody of ours, wrote it */
+export function parseBequest(json: string): Bequest | null {
+  try {
+    return parsed(bequest, JSON.parse(json))
+  } catch {
+    return null
+  }
+}
+
+/** @returns null for a message that this version does not know */
+export const parseFromSuccessor = (message: unknown): FromSuccessor | null => parsed(fromSuccessor, message)
+/** @returns null for a message that this version does not know */
+export const parseToSuccessor = (message: unknown): ToSuccessor | null => parsed(toSuccessor, message)
+
+function parsed<T>(schema: v.GenericSchema<unknown, T>, value: unknown): T | null {
+  const result = v.safeParse(schema, value)
+  return result.success ? result.output : null
+}
