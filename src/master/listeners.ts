@@ -260,9 +260,9 @@ export class Listeners {
   }
   private readonly handedOver: HeldSocket[] = []
 
-  /** Takes away the spare links that a successor which was killed has left. */
-  sweep(): void {
-    for (const { path } of this.held.values()) path?.sweep()
+  /** Takes away the spare links of a successor that was killed. */
+  sweep(pid: number): void {
+    for (const { path } of this.held.values()) path?.sweep(pid)
   }
 
   async closeAll(): Promise<void> {

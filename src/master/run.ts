@@ -103,7 +103,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         if (predecessor) predecessor.ready(supervisor.currentGeneration ?? 0)
         else writePid(config, log)
       },
-      onVacancy: (reason) => {
+      onTrouble: (reason) => {
         if (!predecessor?.isTried) return
         predecessor.failed([`${sentence(reason)}.`])
         supervisor.stop('graceful')
@@ -139,8 +139,10 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         writePid(config, log)
         await openMetricsFor()
       },
-      sweep: (pid) =>
-        rmSync(runtimeDirectory(place.path, config.name, pid), { recursive: true, force: true }),
+      sweep(pid) {
+        supervisor.sweep(pid)
+        rmSync(runtimeDirectory(place.path, config.name, pid), { recursive: true, force: true })
+      },
     })
     // The socket is what tells a second master of the same name, so it comes before anything is started.
     if (predecessor === null) control = await openControl({ path: place.path, face, log })

@@ -8,7 +8,7 @@
  */
 import { execFile, spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
-import { parseFromSuccessor, type FromSuccessor, type ToSuccessor } from './upgrade-wire.ts'
+import { UPGRADE_ENV, parseFromSuccessor, type FromSuccessor, type ToSuccessor } from './upgrade-wire.ts'
 import { seconds } from './words.ts'
 
 export interface Program {
@@ -51,19 +51,21 @@ export async function askVersion(
   { node, cwd, env }: Program,
   nodeArgs: readonly string[],
   file: string,
+  signal: AbortSignal,
 ): Promise<string> {
-  const limits = { timeout: VERSION_TIMEOUT_MS, killSignal: 'SIGKILL', cwd, env } as const
+  // It is no successor: it must not say hello.
+  const { [UPGRADE_ENV]: _, ...own } = env
+  const limits = { timeout: VERSION_TIMEOUT_MS, killSignal: 'SIGKILL', signal } as const
   return new Promise((resolve, reject) => {
-    execFile(node, [...nodeArgs, file, 'version'], limits, (error, stdout, stderr) => {
+    execFile(node, [...nodeArgs, file, 'version'], { ...limits, cwd, env: own }, (error, stdout, stderr) => {
       const version = stdout.trim()
       if (error === null && /^\d+\.\d+\.\d+/.test(version)) return resolve(version)
+      if (signal.aborted) return reject(new UpgradeError('overtaken', [String(signal.reason)]))
+      const late = error?.killed ? `no answer in ${seconds(VERSION_TIMEOUT_MS)}` : undefined
       const words =
-        firstWords(stderr) || (error?.killed ? `no answer in ${seconds(VERSION_TIMEOUT_MS)}` : error?.message)
-      reject(
-        new UpgradeError('refused', [
-          `The usr2 on disk (${file}) cannot be run by ${node}: ${words ?? version}`,
-        ]),
-      )
+        firstWords(stderr) || late || error?.message || `its version is ${JSON.stringify(version)}`
+      const text = `The usr2 on disk (${file}) cannot be run by ${node}: ${words}`
+      reject(new UpgradeError('refused', [text]))
     })
   })
 }

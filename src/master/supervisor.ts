@@ -75,8 +75,8 @@ export interface SupervisorParts {
   pin(): Promise<PinResult>
   /** The first generation serves. */
   onServing(): void
-  /** A worker of a generation has died and its slot is tried again. */
-  onVacancy?(reason: string): void
+  /** A worker has died and its slot is tried again, or the master gives up. */
+  onTrouble?(reason: string): void
   /** Its last worker has gone. */
   onGenerationEnded?(generation: GenerationId, text: string): void
   /** Where another master may still have a leader: when that has gone. */
@@ -695,10 +695,11 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       case 'generation-ended':
         return this.generationEnded(what.generation)
       case 'vacancy':
-        this.parts.onVacancy?.(what.reason)
+        this.parts.onTrouble?.(what.reason)
         break
       case 'stopping':
         if (this.handedOver) return
+        if (what.status === 1) this.parts.onTrouble?.(what.why.join('; '))
         this.stopBy = performance.now() + this.announcer.stopBudgetMs()
         break
       default:
@@ -765,8 +766,8 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private handedOver = false
 
   /** What a successor that was killed has left beside our sockets. */
-  sweep(): void {
-    this.listeners.sweep()
+  sweep(pid: number): void {
+    this.listeners.sweep(pid)
   }
 
   // --- the face -------------------------------------------------------------------------------------------------

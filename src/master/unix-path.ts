@@ -123,9 +123,9 @@ export class KeptUnixPath {
     rmSync(this.directory, { recursive: true, force: true })
   }
 
-  /** Spare links of masters that were killed. */
-  sweep(): void {
-    sweep(this.home, basename(this.path))
+  /** The spare link of another master for the same path: it was killed. */
+  sweep(pid: number): void {
+    rmSync(directoryIn(this.home, this.path, pid), { recursive: true, force: true })
   }
 
   /** Removes everything, the path too if it is still our socket's. */
@@ -142,8 +142,8 @@ export class KeptUnixPath {
 
 const PREFIX = '.usr2-'
 
-const directoryIn = (home: string, path: string): string =>
-  join(home, `${PREFIX}${process.pid}-${basename(path)}`)
+const directoryIn = (home: string, path: string, pid = process.pid): string =>
+  join(home, `${PREFIX}${pid}-${basename(path)}`)
 
 /** Spare links that killed masters left for the same name. */
 function sweep(home: string, name: string): void {

@@ -162,7 +162,6 @@ export class Upgrader implements Face {
       const graceMs = this.isStopping ? stopBudgetMs(policyOf(config)) : LEAVE_MS
       await successor?.dismiss(failure.reasons.join(' '), graceMs)
       if (successor?.pid) this.parts.sweep(successor.pid)
-      supervisor.sweep()
       const why = failure.reasons.join(' ')
       const how = {
         refused: 'refused',
@@ -183,8 +182,7 @@ export class Upgrader implements Face {
     const file = this.file()
     const { listeners, heritage } = supervisor.bequeath()
     const program = this.program(node, file, { listeners, heritage })
-    const version = await askVersion(program, process.execArgv, file)
-    if (signal.aborted) throw new UpgradeError('overtaken', [String(signal.reason)])
+    const version = await askVersion(program, process.execArgv, file, signal)
     this.tell(attempt, `starting usr2 ${version} (this is ${ownVersion()}): ${file}`)
     const successor = new Successor(
       program,

@@ -38,6 +38,8 @@ export interface Usr2Options {
   /** What runs the master, with which flags. Default: the Node that runs the test. */
   readonly node?: string
   readonly nodeArgs?: readonly string[]
+  /** Another usr2 than the one that was built, by its cli.mjs. */
+  readonly cli?: string
   /** A process group of its own. */
   readonly detached?: boolean
 }
@@ -80,7 +82,7 @@ export class Usr2 {
       name: 'usr2 run',
       args: [
         ...(options.nodeArgs ?? []),
-        ...[CLI, 'run', '--control', this.control, '--name', 't', ...(options.flags ?? [])],
+        ...[options.cli ?? CLI, 'run', '--control', this.control, '--name', 't', ...(options.flags ?? [])],
         ...(entry === undefined ? [] : [entry]),
         ...(options.args ?? []),
       ],
