@@ -29,7 +29,10 @@ export class Predecessor {
   /** It has left, or died. */
   readonly gone: Promise<void>
   private hands: Hands | null = null
-  private tookOver = false
+  /** The point of no return has been passed. */
+  tookOver = false
+  /** Came before there was anybody to do it. */
+  private readonly early: ToSuccessor[] = []
   /** It has said why it failed. */
   private saidFailed = false
 
@@ -94,6 +97,7 @@ export class Predecessor {
   /** From now on what it asks for is done. */
   attend(hands: Hands): void {
     this.hands = hands
+    for (const message of this.early.splice(0)) this.receive(message)
     if (!process.connected) hands.leave('the master that it was to replace has gone')
   }
 
@@ -108,7 +112,7 @@ export class Predecessor {
 
   private receive(message: ToSuccessor): void {
     const { hands } = this
-    if (hands === null) return
+    if (hands === null) return void this.early.push(message)
     switch (message.t) {
       case 'leave':
         return hands.leave(message.reason)

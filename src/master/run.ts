@@ -106,7 +106,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       onTrouble: (reason) => {
         if (!predecessor?.isTried) return
         predecessor.failed([`${sentence(reason)}.`])
-        supervisor.stop('graceful')
+        supervisor.leave()
       },
       onGenerationEnded: (generation, text) => face.drained(generation, text),
       ...(predecessor ? { leaderless: predecessor.gone } : {}),
@@ -165,7 +165,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     predecessor?.attend({
       leave(reason) {
         log.error({ event: 'dismissed', reason }, `leaves: ${reason}`)
-        supervisor.stop('graceful')
+        supervisor.leave()
       },
       async takeOver(directories) {
         control = await openControl({ path: place.path, face, log, replaces: { directories } })

@@ -761,9 +761,14 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   handOver(): void {
     this.handedOver = true
     this.listeners.handOver()
-    this.dispatch({ e: 'stop-asked', how: 'graceful' })
+    this.leave()
   }
   private handedOver = false
+
+  /** A stop of this master alone: another one serves on, so the hook that takes the host out of service does not run. */
+  leave(): void {
+    this.dispatch({ e: 'stop-asked', how: 'graceful' })
+  }
 
   /** What a successor that was killed has left beside our sockets. */
   sweep(pid: number): void {

@@ -329,6 +329,7 @@ export class Upgrader implements Face {
     this.isStopping = true
     this.attempt?.aborting.abort('The master was told to stop.')
     predecessor?.stop(how)
+    if (predecessor?.tookOver === false && how === 'graceful') return supervisor.leave()
     supervisor.stop(how, done)
   }
 
