@@ -211,7 +211,9 @@ export class Upgrader implements Face {
     } catch (error) {
       // Whatever it has of ours it gives back by ending.
       await successor.dismiss('it could not take over', LEAVE_MS)
-      await this.parts.takeBack()
+      await this.parts.takeBack().catch((why: unknown) => {
+        this.parts.log.error({}, `after an upgrade that failed: ${String(why)}`)
+      })
       throw error
     }
     this.heir = successor

@@ -120,12 +120,20 @@ t.test('a usr2 on disk that is another one', async (t) => {
     await fails(t, usr2, 'overtaken', /--timeout 3s expired/, ['--timeout', '3s'])
     t.match((await usr2.event('upgrade', { from })).msg, 'starting usr2 99.1.0', 'it had been started')
   })
-  const killed =
-    'process.on("message", ({ t }) => { if (t === "take-over") process.kill(process.pid, "SIGKILL") })'
-  disk.put(
-    `if (process.env.USR2_UPGRADE) {\n${killed}\n process.channel.unref() }\nawait import("./real.mjs")`,
+  const killedAs = (how: string) =>
+    disk.put(`if (process.env.USR2_UPGRADE) {\n${how}\n}\nawait import("./real.mjs")`)
+  killedAs(
+    'process.on("message", ({ t }) => { if (t === "take-over") process.kill(process.pid, "SIGKILL") })',
   )
-  await t.test('dies as it takes over', (t) => fails(t, usr2, 'rolled-back', /ended without a word/))
+  await t.test('dies before it takes over', (t) => fails(t, usr2, 'rolled-back', /ended without a word/))
+  killedAs(
+    'const { send } = process\n' +
+      'process.send = (message, ...more) =>\n' +
+      '  message.t === "took-over" ? process.kill(process.pid, "SIGKILL") : send.call(process, message, ...more)',
+  )
+  await t.test('dies when it has the control socket', (t) =>
+    fails(t, usr2, 'rolled-back', /ended without a word/),
+  )
 
   disk.put('await import("./real.mjs")')
   const { code, stderr } = await usr2.cli('upgrade')
@@ -217,6 +225,30 @@ for (const who of ['the new master', 'the old master']) {
   })
 }
 
+t.test('what only one master can have', async (t) => {
+  const metricsPort = await freePort(t)
+  const { usr2 } = await startBoth(t, {
+    flags: ['--metrics', `127.0.0.1:${metricsPort}`, '--config', 'usr2.json'],
+    files: { 'usr2.json': JSON.stringify({ hooks: { beforeStop: 'echo yes > deregistered' } }) },
+  })
+  const deregistered = () => existsSync(join(usr2.cwd, 'deregistered'))
+  const scrape = async () => (await openRaw(t, { port: metricsPort })).get('/metrics', 'Connection: close')
+  t.match(await (await scrape()).response(), { status: 200 })
+  const running = readFileSync(join(usr2.cwd, 'app.cjs'), 'utf8')
+  writeFileSync(join(usr2.cwd, 'app.cjs'), 'throw new Error("no database")')
+  t.equal((await usr2.cli('upgrade')).code, 1)
+  t.match(await (await scrape()).response(), { status: 200 }, 'an upgrade that fails takes no metrics away')
+  writeFileSync(join(usr2.cwd, 'app.cjs'), running)
+  const { code, stderr } = await usr2.cli('upgrade')
+  t.equal(code, 0, stderr)
+  t.match(await (await scrape()).response(), { status: 200 }, 'the new master answers there')
+  const left = () => usr2.events().some(({ event }) => event === 'left')
+  await until(left, { timeoutMs: 30_000, what: 'the old master to drain', logs: () => usr2.logs() })
+  t.notOk(deregistered(), 'no hook takes the host out of service')
+  await stopAll(t, usr2)
+  t.ok(deregistered())
+})
+
 // --- What the tests share ---------------------------------------------------------------------------------------------
 
 /** On PORT and at ./app.sock. */
@@ -241,7 +273,7 @@ async function startBoth(
   const port = await freePort(t)
   const usr2 = startUsr2(t, {
     ...options,
-    files: { 'app.cjs': APP },
+    files: { 'app.cjs': APP, ...options.files },
     entry: 'app.cjs',
     flags: ['--workers', '2', ...(options.flags ?? [])],
     env: { PORT: String(port), ...options.env },
