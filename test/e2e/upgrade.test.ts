@@ -150,7 +150,6 @@ t.test('an app that does not start in the new master', async (t) => {
   await untilServed(load, '1')
   writeFileSync(join(usr2.cwd, 'app.cjs'), 'throw new Error("no database")')
   await fails(t, usr2, 'rolled-back', /no database/)
-  writeFileSync(join(usr2.cwd, 'app.cjs'), APP.replace('PORT', 'OTHER'))
   expectNoneFailed(t, await load.stop())
   await stopAll(t, usr2)
 })
