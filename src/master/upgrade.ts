@@ -119,6 +119,15 @@ export class Upgrader implements Face {
         'run usr2 under an init (docker run --init).'
       )
     }
+    const { LISTEN_FDS, LISTEN_PID } = this.parts.start.env
+    if (LISTEN_FDS && LISTEN_PID === String(process.pid)) {
+      // A socket of a .socket unit is systemd's to unlink, and its backlog systemd's to set: the bequest has no word for
+      // that yet. And without the notify descriptor the new master's watchdog would not be heard (NotifyAccess=main).
+      return (
+        'systemd passed descriptors to this master (a .socket unit, or OpenFile=), which cannot be handed on to a new one ' +
+        'yet: with a .socket unit "systemctl restart" refuses no connection either.'
+      )
+    }
     try {
       accessSync(SHELL, constants.X_OK)
     } catch {
