@@ -1,8 +1,9 @@
 /** What an operator asks: refused with a sentence where it makes no sense, and nothing is changed then. */
 import type { Draft } from './draft.ts'
-import { currentOf, listensOn, parkedOf } from './questions.ts'
+import { candidateOf, currentOf, parkedOf } from './questions.ts'
+import { resize } from './resize.ts'
 import { answer, beginRollback, endRollout, pause, promoteNow, resume, unpark, verdict } from './rollout.ts'
-import type { AskId, GenerationId, Order, OrderId, Slot } from './state.ts'
+import type { AskId, GenerationId, Order, OrderId } from './state.ts'
 
 const MAX_SLOTS = 1024
 const NO_ROLLOUT = 'There is no rollout.'
@@ -58,14 +59,7 @@ function scale(draft: Draft, what: Extract<Order, { k: 'scale' | 'scale-by' }>):
   if (to === from) return null
   const configured = draft.scale?.configured ?? from
   draft.scale = { slots: to, configured }
-  const known = generation.slots.map((slot) => listensOn(slot, draft.workers))
-  const inCommon = new Set((known[0] ?? []).filter((key) => known.every((keys) => keys.includes(key))))
-  const fresh = Array.from({ length: Math.max(0, to - from) }, (): Slot => {
-    return { state: { k: 'vacant', retry: draft.in(0), stillborn: 0 }, deaths: 0, wants: inCommon }
-  })
-  const policy = { ...generation.policy, slots: to }
-  draft.setGeneration({ ...generation, policy, slots: [...generation.slots.slice(0, to), ...fresh] })
-  draft.order({ c: 'announce', what: { a: 'scaled', from, to } })
+  resize(draft, generation, to)
   return null
 }
 
@@ -73,14 +67,15 @@ function scale(draft: Draft, what: Extract<Order, { k: 'scale' | 'scale-by' }>):
 export function askRollback(draft: Draft, ask: AskId, to: GenerationId | null): void {
   const { top } = draft
   const current = currentOf(top)
-  const say = (outcome: 'refused' | 'overtaken' | 'promoted', reasons: readonly string[]): void =>
+  const say = (outcome: 'refused' | 'overtaken', reasons: readonly string[]): void =>
     answer(draft, [ask], verdict(draft, outcome, 'r0', null, reasons, 0, 'rollback'))
   if (top.k === 'stopping' || top.k === 'ended') return say('overtaken', ['the master is stopping'])
   if (top.k === 'rolling-out' && (to === null || to === current)) {
-    endRollout(draft, 'candidate' in top.rollout.doing ? 'rolled-back' : 'overtaken', [
-      'the operator rolled it back',
-    ])
-    return say('promoted', ['the rollout was ended'])
+    const { id } = top.rollout
+    const candidate = candidateOf(top)
+    endRollout(draft, candidate === null ? 'overtaken' : 'rolled-back', ['the operator rolled it back'])
+    const reasons = ['the rollout was ended']
+    return answer(draft, [ask], verdict(draft, 'promoted', id, candidate, reasons, 0, 'rollback'))
   }
   if (top.k !== 'steady' || current === null) {
     const why = top.k === 'rolling-out' ? 'a rollout runs: abort it first' : 'nothing serves yet'
