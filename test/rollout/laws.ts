@@ -179,7 +179,10 @@ export function laws(plan: Plan): Record<string, Law> {
           const isClosed = (after.generations.get(currentOf(after.top) ?? -1)?.slots ?? []).every(
             (slot) => !listensOn(slot, after.workers).includes(key),
           )
-          const isServed = [...after.workers.values()].some((worker) => accepts(worker, key))
+          // A candidate that has closed a listener boots again, and accepts on the others meanwhile.
+          const isServed = [...after.workers.values()].some(
+            (worker) => isUp(worker) && worker.claims.get(key)?.k === 'open',
+          )
           must(
             wasDropped || isClosed || isServed,
             `${command.c} of worker ${command.worker} leaves no one to accept on ${key}`,
@@ -385,8 +388,7 @@ export function laws(plan: Plan): Record<string, Law> {
           // current generation leave before the promotion: that is what it is for, and is undone by starting them again.
           const isReplacement = before.workers.has(worker.id) && !isHolder(before, worker)
           const { policy } = (rolling(before) ?? rolling(after))?.candidate ?? {}
-          const slot = after.generations.get(worker.generation)?.slots[worker.slot]
-          const isBatch = policy?.replaced === 'drained' && slot?.state.k === 'empty'
+          const isBatch = policy?.replaced === 'drained' && !isHolder(after, worker)
           const why = whyOf(worker)
           must(
             why === 'replaced' ? isReplacement || isBatch : FOR_ITS_OWN_SAKE.includes(why),
