@@ -20,6 +20,7 @@ import {
   holder,
   isSpare,
   isUnready,
+  listensOn,
   missing,
   roleOf,
   serves,
@@ -72,7 +73,8 @@ export function beginRollback(
   asks: readonly AskId[],
   to: GenerationId,
 ): void {
-  begin(draft, current, { kind: 'rollback', asks, drop: new Set() }, to)
+  const drop = newSince(draft, current, draft.listened.get(to) ?? new Set())
+  begin(draft, current, { kind: 'rollback', asks, drop }, to)
 }
 
 function begin(
@@ -115,6 +117,7 @@ export function unpark(draft: Draft, current: GenerationId, asks: readonly AskId
   if (!target) return
   const id = draft.newReload()
   const slots = target.slots.length
+  const drop = newSince(draft, current, listenedOn(draft, target))
   const plan = planOf(
     { ...target.policy, ...PLAIN, slots },
     draft.generation(current)?.slots.length ?? 0,
@@ -130,6 +133,15 @@ export function unpark(draft: Draft, current: GenerationId, asks: readonly AskId
     next: [],
   }
   draft.order({ c: 'announce', what: { a: 'rollout-began', reload: id } })
+}
+
+const listenedOn = (draft: Draft, { slots }: Generation): ReadonlySet<ListenerKey> =>
+  new Set(slots.flatMap((slot) => listensOn(slot, draft.workers)))
+
+/** Listeners that go with a rollback: the version before did not know them, and nobody would ever accept there. */
+function newSince(draft: Draft, current: GenerationId, before: ReadonlySet<ListenerKey>): Set<ListenerKey> {
+  const generation = draft.generation(current)
+  return new Set([...(generation ? listenedOn(draft, generation) : [])].filter((key) => !before.has(key)))
 }
 
 /** How a rollback is rolled out: whatever the strategy, the bad version goes at once. */
@@ -490,7 +502,11 @@ export function endRollout(draft: Draft, outcome: Outcome, reasons: readonly str
   if (promoted) for (const worker of workersOf(draft.workers, current)) learnWants(draft, worker.id)
   draft.order({ c: 'announce', what: { a: 'rollout-ended', verdict: ending } })
   answer(draft, rollout.asks, ending)
-  if (promoted) forget(draft, historyAfter(draft, rollout, top.current))
+  if (promoted) {
+    const old = draft.generation(top.current)
+    if (old) draft.listened = new Map(draft.listened).set(old.id, listenedOn(draft, old))
+    forget(draft, historyAfter(draft, rollout, top.current))
+  }
   runLastHook(draft, top, ending)
   if (!promoted || !park(draft, top)) {
     for (const worker of workersOf(draft.workers, (promoted ? top.current : candidate) ?? -1)) {
@@ -508,6 +524,7 @@ function historyAfter(draft: Draft, { kind, of }: Rollout, old: GenerationId): r
 
 /** What is remembered from now on; the version of what is not is let go once its last worker has ended. */
 export function forget(draft: Draft, kept: readonly GenerationId[]): void {
+  draft.listened = new Map([...draft.listened].filter(([id]) => kept.includes(id)))
   const gone = draft.history.filter((id) => !kept.includes(id) && !draft.generation(id))
   draft.history = kept
   for (const generation of gone) draft.order({ c: 'unpin', generation })
@@ -531,7 +548,10 @@ function park(draft: Draft, { current: old, rollout }: RollingOut): boolean {
   const isWhole = generation && slotWorkers(draft, generation).every((worker) => worker?.phase.k === 'ready')
   if (parkForMs === 0 || !isWhole) return false
   // Nothing of it is replaced any more, also where that had begun: nobody would look at such a slot again.
-  for (const [index, { state }] of generation.slots.entries()) {
+  for (const [index, slot] of generation.slots.entries()) {
+    const { state } = slot
+    // What its app has closed for good is not wanted of it when it comes back.
+    draft.setSlot(old, index, { wants: new Set(listensOn(slot, draft.workers)) })
     if (state.k !== 'leaving' && state.k !== 'replacing') continue
     draft.setSlot(old, index, { state: { k: 'filled', by: state.by } })
     const replacement = state.k === 'replacing' ? draft.worker(state.with) : undefined
@@ -557,6 +577,11 @@ export function learnWants(draft: Draft, id: WorkerId): void {
 
 function wantOfCandidate(draft: Draft, index: SlotIndex, key: ListenerKey): void {
   const { top } = draft
+  if (top.rollout.kind === 'rollback' && !listenedOn(draft, candidate).has(key)) {
+    // A version before cannot know what a later one opens now.
+    draft.top = { ...top, rollout: { ...top.rollout, drop: new Set([...top.rollout.drop, key]) } }
+    return
+  }
   const candidate = draft.generation(candidateOf(top) ?? -1)
   if (!candidate || top.k !== 'rolling-out' || top.rollout.drop.has(key)) return
   const isThere = index < candidate.slots.length
