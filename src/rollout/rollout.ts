@@ -594,6 +594,10 @@ function wantOfCandidate(draft: Draft, index: SlotIndex, key: ListenerKey): void
 
 function slotWorkers(draft: Draft, generation: Generation): (Worker | undefined)[] {
   return generation.slots.map((slot) => draft.worker(holder(slot) ?? -1))
+const isServing = (worker: Worker | undefined): boolean =>
+  worker !== undefined && serves(worker) && !isUnready(worker)
+
+/** One that was ready and is not at this moment does not hold the others up: its probe may come and go for ever. */
 }
 
 export function allServe(draft: Draft, generation: Generation): boolean {
