@@ -127,7 +127,7 @@ export function unpark(draft: Draft, current: GenerationId, asks: readonly AskId
     current,
     rollout: {
       ...nothingYet(draft, id),
-      ...{ kind: 'rollback', of: to, asks, drop: new Set(), plan, raised: slots, open: slots },
+      ...{ kind: 'rollback', of: to, asks, drop, plan, raised: slots, open: slots },
       doing: { k: 'shifting', candidate: to, by: draft.in(target.policy.startTimeoutMs) },
     },
     next: [],
@@ -285,7 +285,7 @@ function raise(draft: Draft): void {
   const { policy } = candidate
   if (policy.replaced === 'parked') return change(draft, { raised: Math.max(rollout.raised, step.raise) })
   const slots = current.slots.length
-  const serving = rollout.open
+  const serving = slotWorkers(draft, candidate).slice(0, rollout.open).filter(isServing).length
   const spared = serving + spareOf(policy, slots)
   const out = Math.max(
     rollout.out,
@@ -302,11 +302,9 @@ export function concludeRollout(draft: Draft): void {
   const { doing } = rollout
   if (doing.k !== 'bringing-up' && doing.k !== 'shifting') return
   if (loseReadiness(draft, candidate)) return
-  const isServing = slotWorkers(draft, candidate)
-    .slice(0, rollout.open)
-    .every((worker) => worker && serves(worker) && !isUnready(worker))
+  const areServing = slotWorkers(draft, candidate).slice(0, rollout.open).every(isServing)
   if (step === undefined) {
-    if (isServing) endRollout(draft, 'promoted', [])
+    if (areServing) endRollout(draft, 'promoted', [])
   } else if (step.k !== 'share') {
     return
   } else if (doing.k === 'bringing-up') {
@@ -321,7 +319,7 @@ export function concludeRollout(draft: Draft): void {
       return draft.order(hook(draft, 'beforePromote', candidate.id))
     }
     openBatch(draft)
-  } else if (isServing) {
+  } else if (areServing) {
     concludeBatch(draft)
   }
 }
@@ -524,9 +522,9 @@ function historyAfter(draft: Draft, { kind, of }: Rollout, old: GenerationId): r
 
 /** What is remembered from now on; the version of what is not is let go once its last worker has ended. */
 export function forget(draft: Draft, kept: readonly GenerationId[]): void {
-  draft.listened = new Map([...draft.listened].filter(([id]) => kept.includes(id)))
   const gone = draft.history.filter((id) => !kept.includes(id) && !draft.generation(id))
   draft.history = kept
+  draft.listened = new Map([...draft.listened].filter(([id]) => kept.includes(id)))
   for (const generation of gone) draft.order({ c: 'unpin', generation })
 }
 
@@ -577,13 +575,13 @@ export function learnWants(draft: Draft, id: WorkerId): void {
 
 function wantOfCandidate(draft: Draft, index: SlotIndex, key: ListenerKey): void {
   const { top } = draft
+  const candidate = draft.generation(candidateOf(top) ?? -1)
+  if (!candidate || top.k !== 'rolling-out' || top.rollout.drop.has(key)) return
   if (top.rollout.kind === 'rollback' && !listenedOn(draft, candidate).has(key)) {
     // A version before cannot know what a later one opens now.
     draft.top = { ...top, rollout: { ...top.rollout, drop: new Set([...top.rollout.drop, key]) } }
     return
   }
-  const candidate = draft.generation(candidateOf(top) ?? -1)
-  if (!candidate || top.k !== 'rolling-out' || top.rollout.drop.has(key)) return
   const isThere = index < candidate.slots.length
   const slot = candidate.slots.at(isThere ? index : -1)
   const asked = isThere ? [slot] : candidate.slots
@@ -594,14 +592,18 @@ function wantOfCandidate(draft: Draft, index: SlotIndex, key: ListenerKey): void
 
 function slotWorkers(draft: Draft, generation: Generation): (Worker | undefined)[] {
   return generation.slots.map((slot) => draft.worker(holder(slot) ?? -1))
+}
+
 const isServing = (worker: Worker | undefined): boolean =>
   worker !== undefined && serves(worker) && !isUnready(worker)
 
 /** One that was ready and is not at this moment does not hold the others up: its probe may come and go for ever. */
-}
-
 export function allServe(draft: Draft, generation: Generation): boolean {
-  return slotWorkers(draft, generation).every(serves)
+  const workers = slotWorkers(draft, generation)
+  return (
+    workers.some(serves) &&
+    workers.every((worker) => serves(worker) || (worker?.phase.k === 'ready' && isUnready(worker)))
+  )
 }
 
 /** @param kind of what was asked for */
