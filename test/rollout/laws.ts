@@ -140,8 +140,8 @@ export function laws(plan: Plan): Record<string, Law> {
   } | null = null
   let stopsBy: Ms | null = null
   let pinsSinceAsk = 0
-  const wasCurrent = new Set<ListenerKey>()
   const leftByItself = new Set<WorkerId>()
+  const wasCurrent = new Set<ListenerKey>()
   const wasReady = new Set<WorkerId>()
   /** Workers of the current generation that this rollout has taken out. */
   const taken = new Set<WorkerId>()
@@ -205,7 +205,7 @@ export function laws(plan: Plan): Record<string, Law> {
       // rollout began, and a worker of a slot that is no more.
       const extra = live.filter(
         (worker) =>
-          candidate !== undefined &&
+          (candidate !== undefined || worker.slot >= slotsOf(current)) &&
           !isHolder(after, worker) &&
           [...worker.claims.values()].some(({ k }) => k !== 'held'),
       )
@@ -459,15 +459,19 @@ export function laws(plan: Plan): Record<string, Law> {
       }
     },
 
-    'no listener stays bound for a candidate that was rolled back'(seen) {
+    'no listener stays bound for a candidate that was rolled back, or for what was dropped'(seen) {
       const { world, before, after, commands } = seen
       const { top } = after
       if (ended(seen)?.verdict.outcome === 'promoted' && before.top.k === 'rolling-out') {
         for (const key of before.top.rollout.claimed) wasCurrent.add(key)
+        for (const key of before.top.rollout.drop) wasCurrent.delete(key)
       }
+      const slots = after.generations.get(currentOf(top) ?? -1)?.slots ?? []
       for (const worker of after.workers.values()) {
         if (worker.generation !== currentOf(top)) continue
-        for (const key of worker.claims.keys()) wasCurrent.add(key)
+        for (const key of worker.claims.keys())
+          if (worker.slot < slots.length) wasCurrent.add(key)
+          else if (!slots.some(({ wants }) => wants?.has(key))) wasCurrent.delete(key)
       }
       if (top.k !== 'steady') return
       for (const key of world.bound) {
