@@ -46,6 +46,8 @@ import { MAX_YIELD_MS, canRaise, lower, raise } from './niceness.ts'
 import type { Notifier } from './systemd.ts'
 import type { GenerationTotals, Verdicts } from './totals.ts'
 import { TicketKeys } from './ticket-keys.ts'
+import { Turns } from './turns.ts'
+import type { Place } from './turns.ts'
 import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
 import { heldText, plural, seconds } from './words.ts'
@@ -117,6 +119,7 @@ export class Supervisor implements Face {
   private readonly books = new Books()
   private readonly bans = new Bans()
   private readonly announcer: Announcer
+  private readonly turns = new Turns({ turn: ({ worker, key }) => this.listeners.turn(worker, key) })
   private readonly orders = new Map<OrderId, (problem: string | null) => void>()
   private lastAsk = 0
   private lastOrder = 0
@@ -177,7 +180,20 @@ export class Supervisor implements Face {
       this.stepping = false
     }
     this.listeners.restorePaths()
+    this.turns.among(this.places())
     this.arm()
+  }
+
+  /** Every open grant while two generations share the connections; else none: nobody asks who gets them. */
+  private places(): Place[] {
+    const { top, workers } = this.state
+    if (top.k !== 'rolling-out' || top.rollout.open === 0) return []
+    const places = [...workers.values()].flatMap(({ id, claims }) => {
+      const worker = this.handles.get(id)
+      return [...claims].flatMap(([key, { k }]) => (worker && k === 'open' ? [{ worker, key }] : []))
+    })
+    const generations = new Set(places.map(({ worker }) => worker.generation))
+    return generations.size > 1 ? places : []
   }
 
   private arm(): void {
@@ -641,6 +657,7 @@ export class Supervisor implements Face {
   private async end(status: 0 | 1, why: readonly string[]): Promise<void> {
     clearTimeout(this.timer)
     clearInterval(this.scales)
+    this.turns.end()
     await this.hooks.stop()
     for (const [pid, timer] of this.leftoverKills) {
       clearTimeout(timer)

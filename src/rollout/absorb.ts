@@ -84,15 +84,18 @@ function absorbWorkerFact(
 ): void {
   const isUp = worker.phase.k === 'booting' || worker.phase.k === 'ready'
   switch (event.e) {
-    case 'claimed':
+    case 'claimed': {
       if (worker.claims.has(event.key)) return
       draft.setClaim(worker, event.key, { k: 'held' })
       // It crossed our order to leave on its way: bound for nobody, unless the current generation listens there too.
-      if (!isUp || roleOf(draft.top, worker.generation) === 'old')
+      // So is what a parked worker opens.
+      const role = roleOf(draft.top, worker.generation)
+      if (!isUp || role === 'old' || role === 'parked')
         return draft.setDropping([...draft.dropping, event.key])
       noteClaim(draft, worker, event.key)
       if (worker.phase.k === 'ready') learnWants(draft, worker.id)
       return
+    }
     case 'unclaimed':
       // `wants` stays: a crashing app closes its servers before it exits, and its successor must open them again.
       if (worker.claims.has(event.key)) draft.setClaim(worker, event.key, null)

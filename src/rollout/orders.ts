@@ -1,6 +1,6 @@
 /** What an operator asks: refused with a sentence where it makes no sense, and nothing is changed then. */
 import type { Draft } from './draft.ts'
-import { candidateOf, currentOf, parkedOf } from './questions.ts'
+import { currentOf, parkedOf } from './questions.ts'
 import { resize } from './resize.ts'
 import { answer, beginRollback, endRollout, pause, promoteNow, resume, unpark, verdict } from './rollout.ts'
 import type { AskId, GenerationId, Order, OrderId } from './state.ts'
@@ -67,15 +67,14 @@ function scale(draft: Draft, what: Extract<Order, { k: 'scale' | 'scale-by' }>):
 export function askRollback(draft: Draft, ask: AskId, to: GenerationId | null): void {
   const { top } = draft
   const current = currentOf(top)
-  const say = (outcome: 'refused' | 'overtaken', reasons: readonly string[]): void =>
+  const say = (outcome: 'refused' | 'overtaken' | 'promoted', reasons: readonly string[]): void =>
     answer(draft, [ask], verdict(draft, outcome, 'r0', null, reasons, 0, 'rollback'))
   if (top.k === 'stopping' || top.k === 'ended') return say('overtaken', ['the master is stopping'])
   if (top.k === 'rolling-out' && (to === null || to === current)) {
-    const { id } = top.rollout
-    const candidate = candidateOf(top)
-    endRollout(draft, candidate === null ? 'overtaken' : 'rolled-back', ['the operator rolled it back'])
-    const reasons = ['the rollout was ended']
-    return answer(draft, [ask], verdict(draft, 'promoted', id, candidate, reasons, 0, 'rollback'))
+    endRollout(draft, 'candidate' in top.rollout.doing ? 'rolled-back' : 'overtaken', [
+      'the operator rolled it back',
+    ])
+    return say('promoted', ['the rollout was ended'])
   }
   if (top.k !== 'steady' || current === null) {
     const why = top.k === 'rolling-out' ? 'a rollout runs: abort it first' : 'nothing serves yet'

@@ -1,6 +1,6 @@
 /** More slots, or fewer: `usr2 scale`. */
 import type { Draft } from './draft.ts'
-import { listensOn } from './questions.ts'
+import { listensOn, workersOf } from './questions.ts'
 import type { Generation, Slot } from './state.ts'
 
 /** New slots are filled, workers of those that are gone drain, both by `reconcile`. */
@@ -12,9 +12,12 @@ export function resize(draft: Draft, generation: Generation, to: number): void {
   const fresh = Array.from({ length: Math.max(0, to - from) }, (): Slot => {
     return { state: { k: 'vacant', retry: draft.in(0), stillborn: 0 }, deaths: 0, wants: inCommon }
   })
+  // What only a worker listened on that goes now would be an address at which nobody ever accepts.
+  const claimed = workersOf(draft.workers, generation.id).flatMap(({ slot, claims }) =>
+    slot < to ? [] : [...claims.keys()],
+  )
+  draft.setDropping([...draft.dropping, ...known.slice(to).flat(), ...claimed])
   const policy = { ...generation.policy, slots: to }
   draft.setGeneration({ ...generation, policy, slots: [...generation.slots.slice(0, to), ...fresh] })
-  // An app may listen on a port of each slot's own: bound with nobody behind it, clients would connect there and hang.
-  draft.setDropping([...draft.dropping, ...known.slice(to).flat()])
   draft.order({ c: 'announce', what: { a: 'scaled', from, to } })
 }

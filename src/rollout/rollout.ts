@@ -20,6 +20,7 @@ import {
   holder,
   isSpare,
   isUnready,
+  listensOn,
   missing,
   roleOf,
   serves,
@@ -73,7 +74,8 @@ export function beginRollback(
   asks: readonly AskId[],
   to: GenerationId,
 ): void {
-  begin(draft, current, { kind: 'rollback', asks, drop: new Set() }, to)
+  const drop = newSince(draft, current, draft.listened.get(to) ?? new Set())
+  begin(draft, current, { kind: 'rollback', asks, drop }, to)
 }
 
 function begin(
@@ -123,6 +125,7 @@ export function unpark(
   if (!target) return
   const id = draft.newReload()
   const slots = target.slots.length
+  const drop = newSince(draft, current, listenedOn(draft, target))
   const plan = planOf(
     { ...target.policy, ...PLAIN, slots },
     draft.generation(current)?.slots.length ?? 0,
@@ -132,12 +135,21 @@ export function unpark(
     current,
     rollout: {
       ...nothingYet(draft, id),
-      ...{ kind: 'rollback', of: to, why, asks, drop: new Set(), plan, raised: slots, open: slots },
+      ...{ kind: 'rollback', of: to, why, asks, drop, plan, raised: slots, open: slots },
       doing: { k: 'shifting', candidate: to, by: draft.in(target.policy.startTimeoutMs) },
     },
     next: [],
   }
   draft.order({ c: 'announce', what: { a: 'rollout-began', reload: id } })
+}
+
+const listenedOn = (draft: Draft, { slots }: Generation): ReadonlySet<ListenerKey> =>
+  new Set(slots.flatMap((slot) => listensOn(slot, draft.workers)))
+
+/** Listeners that go with a rollback: the version before did not know them, and nobody would ever accept there. */
+function newSince(draft: Draft, current: GenerationId, before: ReadonlySet<ListenerKey>): Set<ListenerKey> {
+  const generation = draft.generation(current)
+  return new Set([...(generation ? listenedOn(draft, generation) : [])].filter((key) => !before.has(key)))
 }
 
 /** How a rollback is rolled out: whatever the strategy, the bad version goes at once. */
@@ -281,7 +293,7 @@ function raise(draft: Draft): void {
   const { policy } = candidate
   if (policy.replaced === 'parked') return change(draft, { raised: Math.max(rollout.raised, step.raise) })
   const slots = current.slots.length
-  const serving = rollout.open
+  const serving = slotWorkers(draft, candidate).slice(0, rollout.open).filter(isServing).length
   const spared = serving + spareOf(policy, slots)
   const out = Math.max(
     rollout.out,
@@ -298,11 +310,9 @@ export function concludeRollout(draft: Draft): void {
   const { doing } = rollout
   if (doing.k !== 'bringing-up' && doing.k !== 'shifting') return
   if (loseReadiness(draft, candidate)) return
-  const isServing = slotWorkers(draft, candidate)
-    .slice(0, rollout.open)
-    .every((worker) => worker && serves(worker) && !isUnready(worker))
+  const areServing = slotWorkers(draft, candidate).slice(0, rollout.open).every(isServing)
   if (step === undefined) {
-    if (isServing) endRollout(draft, 'promoted', [])
+    if (areServing) endRollout(draft, 'promoted', [])
   } else if (step.k !== 'share') {
     return
   } else if (doing.k === 'bringing-up') {
@@ -317,7 +327,7 @@ export function concludeRollout(draft: Draft): void {
       return draft.order(hook(draft, 'beforePromote', candidate.id))
     }
     openBatch(draft)
-  } else if (isServing) {
+  } else if (areServing) {
     concludeBatch(draft)
   }
 }
@@ -498,7 +508,11 @@ export function endRollout(draft: Draft, outcome: Outcome, reasons: readonly str
   if (promoted) for (const worker of workersOf(draft.workers, current)) learnWants(draft, worker.id)
   draft.order({ c: 'announce', what: { a: 'rollout-ended', verdict: ending } })
   answer(draft, rollout.asks, ending)
-  if (promoted) forget(draft, historyAfter(draft, rollout, top.current))
+  if (promoted) {
+    const old = draft.generation(top.current)
+    if (old) draft.listened = new Map(draft.listened).set(old.id, listenedOn(draft, old))
+    forget(draft, historyAfter(draft, rollout, top.current))
+  }
   runLastHook(draft, top, ending)
   if (!promoted || !park(draft, top)) {
     for (const worker of workersOf(draft.workers, (promoted ? top.current : candidate) ?? -1)) {
@@ -521,6 +535,7 @@ function historyAfter(draft: Draft, { kind, of }: Rollout, old: GenerationId): r
 export function forget(draft: Draft, kept: readonly GenerationId[]): void {
   const gone = draft.history.filter((id) => !kept.includes(id) && !draft.generation(id))
   draft.history = kept
+  draft.listened = new Map([...draft.listened].filter(([id]) => kept.includes(id)))
   for (const generation of gone) draft.order({ c: 'unpin', generation })
 }
 
@@ -542,7 +557,10 @@ function park(draft: Draft, { current: old, rollout }: RollingOut): boolean {
   const isWhole = generation && slotWorkers(draft, generation).every((worker) => worker?.phase.k === 'ready')
   if (parkForMs === 0 || !isWhole) return false
   // Nothing of it is replaced any more, also where that had begun: nobody would look at such a slot again.
-  for (const [index, { state }] of generation.slots.entries()) {
+  for (const [index, slot] of generation.slots.entries()) {
+    const { state } = slot
+    // What its app has closed for good is not wanted of it when it comes back.
+    draft.setSlot(old, index, { wants: new Set(listensOn(slot, draft.workers)) })
     if (state.k !== 'leaving' && state.k !== 'replacing') continue
     draft.setSlot(old, index, { state: { k: 'filled', by: state.by } })
     const replacement = state.k === 'replacing' ? draft.worker(state.with) : undefined
@@ -570,6 +588,11 @@ function wantOfCandidate(draft: Draft, index: SlotIndex, key: ListenerKey): void
   const { top } = draft
   const candidate = draft.generation(candidateOf(top) ?? -1)
   if (!candidate || top.k !== 'rolling-out' || top.rollout.drop.has(key)) return
+  if (top.rollout.kind === 'rollback' && !listenedOn(draft, candidate).has(key)) {
+    // A version before cannot know what a later one opens now.
+    draft.top = { ...top, rollout: { ...top.rollout, drop: new Set([...top.rollout.drop, key]) } }
+    return
+  }
   const isThere = index < candidate.slots.length
   const slot = candidate.slots.at(isThere ? index : -1)
   const asked = isThere ? [slot] : candidate.slots
@@ -582,8 +605,16 @@ function slotWorkers(draft: Draft, generation: Generation): (Worker | undefined)
   return generation.slots.map((slot) => draft.worker(holder(slot) ?? -1))
 }
 
+const isServing = (worker: Worker | undefined): boolean =>
+  worker !== undefined && serves(worker) && !isUnready(worker)
+
+/** One that was ready and is not at this moment does not hold the others up: its probe may come and go for ever. */
 export function allServe(draft: Draft, generation: Generation): boolean {
-  return slotWorkers(draft, generation).every(serves)
+  const workers = slotWorkers(draft, generation)
+  return (
+    workers.some(serves) &&
+    workers.every((worker) => serves(worker) || (worker?.phase.k === 'ready' && isUnready(worker)))
+  )
 }
 
 /** @param kind of what was asked for */

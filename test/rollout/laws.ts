@@ -140,8 +140,8 @@ export function laws(plan: Plan): Record<string, Law> {
   } | null = null
   let stopsBy: Ms | null = null
   let pinsSinceAsk = 0
-  const wasCurrent = new Set<ListenerKey>()
   const leftByItself = new Set<WorkerId>()
+  const wasCurrent = new Set<ListenerKey>()
   const wasReady = new Set<WorkerId>()
   /** Workers of the current generation that this rollout has taken out. */
   const taken = new Set<WorkerId>()
@@ -179,7 +179,10 @@ export function laws(plan: Plan): Record<string, Law> {
           const isClosed = (after.generations.get(currentOf(after.top) ?? -1)?.slots ?? []).every(
             (slot) => !listensOn(slot, after.workers).includes(key),
           )
-          const isServed = [...after.workers.values()].some((worker) => accepts(worker, key))
+          // A candidate that has closed a listener boots again, and accepts on the others meanwhile.
+          const isServed = [...after.workers.values()].some(
+            (worker) => isUp(worker) && worker.claims.get(key)?.k === 'open',
+          )
           must(
             wasDropped || isClosed || isServed,
             `${command.c} of worker ${command.worker} leaves no one to accept on ${key}`,
@@ -202,7 +205,7 @@ export function laws(plan: Plan): Record<string, Law> {
       // rollout began, and a worker of a slot that is no more.
       const extra = live.filter(
         (worker) =>
-          candidate !== undefined &&
+          (candidate !== undefined || worker.slot >= slotsOf(current)) &&
           !isHolder(after, worker) &&
           [...worker.claims.values()].some(({ k }) => k !== 'held'),
       )
@@ -385,8 +388,7 @@ export function laws(plan: Plan): Record<string, Law> {
           // current generation leave before the promotion: that is what it is for, and is undone by starting them again.
           const isReplacement = before.workers.has(worker.id) && !isHolder(before, worker)
           const { policy } = (rolling(before) ?? rolling(after))?.candidate ?? {}
-          const slot = after.generations.get(worker.generation)?.slots[worker.slot]
-          const isBatch = policy?.replaced === 'drained' && slot?.state.k === 'empty'
+          const isBatch = policy?.replaced === 'drained' && !isHolder(after, worker)
           const why = whyOf(worker)
           must(
             why === 'replaced' ? isReplacement || isBatch : FOR_ITS_OWN_SAKE.includes(why),
@@ -457,15 +459,19 @@ export function laws(plan: Plan): Record<string, Law> {
       }
     },
 
-    'no listener stays bound for a candidate that was rolled back'(seen) {
+    'no listener stays bound for a candidate that was rolled back, or for what was dropped'(seen) {
       const { world, before, after, commands } = seen
       const { top } = after
       if (ended(seen)?.verdict.outcome === 'promoted' && before.top.k === 'rolling-out') {
         for (const key of before.top.rollout.claimed) wasCurrent.add(key)
+        for (const key of before.top.rollout.drop) wasCurrent.delete(key)
       }
+      const slots = after.generations.get(currentOf(top) ?? -1)?.slots ?? []
       for (const worker of after.workers.values()) {
         if (worker.generation !== currentOf(top)) continue
-        for (const key of worker.claims.keys()) wasCurrent.add(key)
+        for (const key of worker.claims.keys())
+          if (worker.slot < slots.length) wasCurrent.add(key)
+          else if (!slots.some(({ wants }) => wants?.has(key))) wasCurrent.delete(key)
       }
       if (top.k !== 'steady') return
       for (const key of world.bound) {

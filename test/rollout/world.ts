@@ -256,6 +256,10 @@ export class World {
     const { state: after, commands } = step(before, event)
     this.state = after
     for (const id of after.generations.keys()) if (!before.generations.has(id)) this.pins.add(id)
+    // One may come and go in the same step.
+    for (const command of commands)
+      if (command.c === 'announce' && command.what.a === 'candidate-spawned')
+        this.pins.add(command.what.generation)
     this.wakes = deadline(after)
     this.diary.push(`${this.now} ${JSON.stringify(fact)} -> ${after.top.k}`)
     for (const command of commands)
