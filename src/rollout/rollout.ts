@@ -310,7 +310,10 @@ export function concludeRollout(draft: Draft): void {
   const { doing } = rollout
   if (doing.k !== 'bringing-up' && doing.k !== 'shifting') return
   if (loseReadiness(draft, candidate)) return
-  const areServing = slotWorkers(draft, candidate).slice(0, rollout.open).every(isServing)
+  const areServing = candidate.slots
+    .slice(0, rollout.open)
+    .filter(({ state }) => rollout.of !== candidate.id || state.k !== 'empty')
+    .every((slot) => isServing(draft.worker(holder(slot) ?? -1)))
   if (step === undefined) {
     if (areServing) endRollout(draft, 'promoted', [])
   } else if (step.k !== 'share') {
