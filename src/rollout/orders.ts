@@ -1,6 +1,6 @@
 /** What an operator asks: refused with a sentence where it makes no sense, and nothing is changed then. */
 import type { Draft } from './draft.ts'
-import { currentOf, parkedOf } from './questions.ts'
+import { candidateOf, currentOf, parkedOf } from './questions.ts'
 import { resize } from './resize.ts'
 import { answer, beginRollback, endRollout, pause, promoteNow, resume, unpark, verdict } from './rollout.ts'
 import type { AskId, GenerationId, Order, OrderId } from './state.ts'
@@ -30,6 +30,8 @@ function tryTo(draft: Draft, what: Order): string | null {
       if (doing.k === 'paused') return 'The rollout is paused already.'
       if (top.rollout.plan.length === 0) return 'The rollout has only just begun.'
       if (doing.k === 'holding' || doing.k === 'analysing') pause(draft, 'operator', ASKED)
+      else if (endsWithThisShare(draft))
+        return 'It is at its last share, and is promoted with that: usr2 abort ends it.'
       else draft.top = { ...top, rollout: { ...top.rollout, pause: 'asked' } }
       return null
     case 'resume':
@@ -42,6 +44,15 @@ function tryTo(draft: Draft, what: Order): string | null {
       endRollout(draft, 'candidate' in doing ? 'rolled-back' : 'overtaken', ['the operator aborted it'])
       return null
   }
+}
+
+/** Else a pause has its place: between this share and what follows. */
+function endsWithThisShare(draft: Draft): boolean {
+  const { top } = draft
+  if (top.k !== 'rolling-out') return false
+  const { doing, plan, at } = top.rollout
+  const policy = doing.k === 'before-spawn' ? doing.policy : draft.generation(candidateOf(top) ?? -1)?.policy
+  return policy?.replaced === 'parked' && plan[at + 1] === undefined
 }
 
 const ASKED = 'the operator asked for it'
