@@ -1,8 +1,9 @@
 /** What an operator asks: refused with a sentence where it makes no sense, and nothing is changed then. */
 import type { Draft } from './draft.ts'
-import { currentOf, listensOn, parkedOf, workersOf } from './questions.ts'
+import { currentOf, parkedOf } from './questions.ts'
+import { resize } from './resize.ts'
 import { answer, beginRollback, endRollout, pause, promoteNow, resume, unpark, verdict } from './rollout.ts'
-import type { AskId, GenerationId, Order, OrderId, Slot } from './state.ts'
+import type { AskId, GenerationId, Order, OrderId } from './state.ts'
 
 const MAX_SLOTS = 1024
 const NO_ROLLOUT = 'There is no rollout.'
@@ -58,19 +59,7 @@ function scale(draft: Draft, what: Extract<Order, { k: 'scale' | 'scale-by' }>):
   if (to === from) return null
   const configured = draft.scale?.configured ?? from
   draft.scale = { slots: to, configured }
-  const known = generation.slots.map((slot) => listensOn(slot, draft.workers))
-  const inCommon = new Set((known[0] ?? []).filter((key) => known.every((keys) => keys.includes(key))))
-  const fresh = Array.from({ length: Math.max(0, to - from) }, (): Slot => {
-    return { state: { k: 'vacant', retry: draft.in(0), stillborn: 0 }, deaths: 0, wants: inCommon }
-  })
-  // What only a worker listened on that goes now would be an address at which nobody ever accepts.
-  const claimed = workersOf(draft.workers, generation.id).flatMap(({ slot, claims }) =>
-    slot < to ? [] : [...claims.keys()],
-  )
-  draft.setDropping([...draft.dropping, ...known.slice(to).flat(), ...claimed])
-  const policy = { ...generation.policy, slots: to }
-  draft.setGeneration({ ...generation, policy, slots: [...generation.slots.slice(0, to), ...fresh] })
-  draft.order({ c: 'announce', what: { a: 'scaled', from, to } })
+  resize(draft, generation, to)
   return null
 }
 

@@ -27,6 +27,7 @@ import {
   wantsOf,
   workersOf,
 } from './questions.ts'
+import { resize } from './resize.ts'
 import { mustStop } from './rotation.ts'
 import type {
   AskId,
@@ -100,6 +101,7 @@ function begin(
 
 const nothingYet = (draft: Draft, id: string): Omit<Rollout, 'kind' | 'of' | 'asks' | 'drop' | 'doing'> => ({
   id,
+  why: null,
   claimed: new Set(),
   since: draft.at,
   plan: [],
@@ -112,7 +114,13 @@ const nothingYet = (draft: Draft, id: string): Omit<Rollout, 'kind' | 'of' | 'as
 })
 
 /** Back to a generation that is alive: nothing is pinned or booted, its listeners are granted at once. */
-export function unpark(draft: Draft, current: GenerationId, asks: readonly AskId[], to: GenerationId): void {
+export function unpark(
+  draft: Draft,
+  current: GenerationId,
+  asks: readonly AskId[],
+  to: GenerationId,
+  why: string | null = null,
+): void {
   const target = draft.generation(to)
   if (!target) return
   const id = draft.newReload()
@@ -127,7 +135,7 @@ export function unpark(draft: Draft, current: GenerationId, asks: readonly AskId
     current,
     rollout: {
       ...nothingYet(draft, id),
-      ...{ kind: 'rollback', of: to, asks, drop, plan, raised: slots, open: slots },
+      ...{ kind: 'rollback', of: to, why, asks, drop, plan, raised: slots, open: slots },
       doing: { k: 'shifting', candidate: to, by: draft.in(target.policy.startTimeoutMs) },
     },
     next: [],
@@ -491,7 +499,7 @@ export function endRollout(draft: Draft, outcome: Outcome, reasons: readonly str
     reload: rollout.id,
     current,
     other: promoted ? top.current : candidate,
-    reasons,
+    reasons: promoted && rollout.why !== null ? [rollout.why, ...reasons] : reasons,
     tookMs: draft.at - rollout.since,
   }
   // What only a failed candidate listened on was bound for it alone; `releaseDropped` spares what is wanted.
@@ -511,6 +519,9 @@ export function endRollout(draft: Draft, outcome: Outcome, reasons: readonly str
       leaveIfSpare(draft, worker, promoted && rollout.kind === 'reload' ? 'replaced' : 'rolled-back')
     }
   }
+  // Who comes back from the park has the number of slots of before, and an operator may have asked for another since.
+  const back = promoted && rollout.kind === 'rollback' ? draft.generation(current) : undefined
+  if (back && draft.scale !== null) resize(draft, back, draft.scale.slots)
   if (top.next.length > 0) beginRollout(draft, current, top.next)
 }
 

@@ -300,6 +300,8 @@ export interface Rollout {
   readonly kind: 'reload' | 'rollback'
   /** The generation that a rollback goes back to. */
   readonly of: GenerationId | null
+  /** What it is for, where nobody asked for it. */
+  readonly why: string | null
   readonly asks: readonly AskId[]
   readonly drop: ReadonlySet<ListenerKey>
   /** Listeners that the candidate claimed, also in workers that are gone: should it fail, they are of no use. */

@@ -2,9 +2,11 @@
  * Rollouts of versions that are bad in every way that people meet (DESIGN section 7): each is stopped at the right step,
  * the verdict names the cause with the figures, and no client loses a request.
  */
+import { readFileSync } from 'node:fs'
 import t from 'tap'
 import { expectNoneLost } from '../helpers/deploys.ts'
 import { site, verdictOf } from '../helpers/site.ts'
+import { fixture } from '../helpers/usr2.ts'
 
 /** A fifth of the connections for the new version, and a judgement. */
 const canary = (...limits: string[]) => ({
@@ -142,5 +144,68 @@ t.test('one whose readiness flaps is stopped by its probes', async (t) => {
   t.match(verdict, { outcome: 'rolled-back', current: 1 })
   t.match(verdict.text, /probe success [\d.]+ % \(must be >= 98 %\)/)
   expectNoneLost(t, await clients.stop())
+  await usr2.stop()
+})
+
+t.test('the time in which it boots says nothing against a version', async (t) => {
+  const { deploys, usr2, clients } = await site(t, {
+    config: {
+      ...canary('loopDelay < 1s', 'probeSuccess >= 98%'),
+      probes: { readiness: { http: { path: '/healthz' }, period: '100ms', failureThreshold: 1000 } },
+    },
+  })
+  // Every one of its workers is blocked for that long, and then not ready yet, just before it is let in.
+  const base = readFileSync(fixture('rollouts/base.cjs'), 'utf8')
+  const blocks =
+    'const until = Date.now() + 3000\nwhile (Date.now() < until);\nconst readyAt = Date.now() + 500\n'
+  const ready = base.replace('isReady(req) ?', 'isReady(req) && Date.now() > readyAt ?')
+  t.not(ready, base)
+  deploys.to('healthy', '2.0.0', { files: { 'base.cjs': blocks + ready } })
+  t.match(await verdictOf(usr2, 'reload'), { outcome: 'promoted', current: 2 })
+  expectNoneLost(t, await clients.stop())
+  await usr2.stop()
+})
+
+t.test('probes that are not answered are failures', async (t) => {
+  const { deploys, usr2, clients } = await site(t, {
+    config: {
+      ...canary('probeSuccess >= 98%'),
+      ...{ drainTimeout: '2s', shutdownTimeout: '1s', killTimeout: '1s' },
+      probes: { liveness: { eventLoop: true, period: '300ms', timeout: '200ms', failureThreshold: 1000 } },
+    },
+    env: { BLOCK_AFTER: '20' },
+    clients: { keepAlive: 0, newPerSecond: 50, timeoutMs: 30_000 },
+  })
+  deploys.to('blocks', '2.0.0')
+  const verdict = await verdictOf(usr2, 'reload')
+  t.match(verdict, { outcome: 'rolled-back', current: 1 })
+  t.match(verdict.text, /probe success [\d.]+ % \(must be >= 98 %\)/)
+  await clients.stop()
+  await usr2.stop()
+})
+
+t.test('an abort ends the hook that runs', async (t) => {
+  const { deploys, usr2, clients } = await site(t, {
+    config: { hooks: { beforeSpawn: 'echo begins; sleep 50; echo goes on' } },
+  })
+  deploys.to('healthy', '2.0.0')
+  const reload = verdictOf(usr2, 'reload')
+  await usr2.process.line(({ text }) => text.includes('beforeSpawn: begins'), { what: 'the hook' })
+  t.equal((await usr2.cli('abort')).code, 0)
+  t.match(await reload, { outcome: 'overtaken' })
+  t.match((await usr2.event('hook-failed')).msg, /was ended: the rollout is over/)
+  await clients.stop()
+  await usr2.stop()
+})
+
+t.test('who asks need not wait for a generation that is parked and accepts no more', async (t) => {
+  const { deploys, usr2, clients } = await site(t, { flags: ['--workers', '2', '--park-for', '5m'] })
+  deploys.to('healthy', '2.0.0')
+  const reload = usr2.reload().then(() => performance.now())
+  await usr2.event('parked')
+  const parkedAt = performance.now()
+  // A verdict waits for 2 s for workers that do not say that they accept no more.
+  t.ok((await reload) - parkedAt < 1_500)
+  await clients.stop()
   await usr2.stop()
 })
