@@ -114,7 +114,9 @@ const nothingYet = (draft: Draft, id: string): Omit<Rollout, 'kind' | 'of' | 'as
 /** Back to a generation that is alive: nothing is pinned or booted, its listeners are granted at once. */
 export function unpark(draft: Draft, current: GenerationId, asks: readonly AskId[], to: GenerationId): void {
   const target = draft.generation(to)
-  if (!target) return
+  const now = draft.generation(current)
+  if (!target || !now) return
+  endReplacements(draft, now)
   const id = draft.newReload()
   const slots = target.slots.length
   const drop = newSince(draft, current, listenedOn(draft, target))
@@ -187,8 +189,20 @@ function spawnCandidate(draft: Draft, policy: Policy): void {
   const { top } = draft
   const current = draft.generation(currentOf(top) ?? -1)
   if (top.k !== 'rolling-out' || !current) return
-  // The candidate replaces every worker: one that is being replaced by itself waits for it, so that there are
-  // never more than twice the slots. (A replacement that alone accepts on something already stays.)
+  endReplacements(draft, current)
+  const wants = wantsOf(current, draft.workers, policy.slots, top.rollout.drop)
+  const candidate = draft.addGeneration(policy, { k: 'empty' }, wants)
+  doNow(draft, { k: 'bringing-up', candidate, by: draft.in(policy.progressDeadlineMs) })
+  const what = { a: 'candidate-spawned', reload: top.rollout.id, generation: candidate } as const
+  draft.order({ c: 'announce', what })
+  enterStep(draft, 0)
+}
+
+/**
+ * The candidate replaces every worker: one that is being replaced by itself waits for it, so that there are never more
+ * than twice the slots. (A replacement that alone accepts on something already stays.)
+ */
+function endReplacements(draft: Draft, current: Generation): void {
   for (const [index, slot] of current.slots.entries()) {
     if (slot.state.k !== 'replacing') continue
     const replacement = draft.worker(slot.state.with)
@@ -199,12 +213,6 @@ function spawnCandidate(draft: Draft, policy: Policy): void {
     draft.setSlot(current.id, index, { state })
     leave(draft, replacement, 'replaced')
   }
-  const wants = wantsOf(current, draft.workers, policy.slots, top.rollout.drop)
-  const candidate = draft.addGeneration(policy, { k: 'empty' }, wants)
-  doNow(draft, { k: 'bringing-up', candidate, by: draft.in(policy.progressDeadlineMs) })
-  const what = { a: 'candidate-spawned', reload: top.rollout.id, generation: candidate } as const
-  draft.order({ c: 'announce', what })
-  enterStep(draft, 0)
 }
 
 export function hookEnded(draft: Draft, reload: string, name: string, failure: string | null): void {
