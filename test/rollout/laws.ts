@@ -558,6 +558,23 @@ export function laws(plan: Plan): Record<string, Law> {
       must(isDeepStrictEqual({ ...before, at: after.at }, after), 'refused, and yet something changed')
     },
 
+    'a worker without a place stays only where it alone accepts'({ after }) {
+      const current = after.generations.get(currentOf(after.top) ?? -1)
+      for (const worker of after.workers.values()) {
+        if (worker.generation !== current?.id || !isUp(worker) || isHolder(after, worker)) continue
+        const state = current.slots[worker.slot]?.state
+        if (state?.k === 'replacing' && state.with === worker.id) continue
+        const isLast = [...worker.claims.keys()].some(
+          (key) =>
+            worker.claims.get(key)?.k === 'open' &&
+            ![...after.workers.values()].some(
+              (other) => other.id !== worker.id && other.claims.get(key)?.k === 'open',
+            ),
+        )
+        must(isLast, `worker ${worker.id} has no place`)
+      }
+    },
+
     'abort ends in the state before the rollout'({ before, event, after, commands }) {
       if (event.e !== 'ordered' || event.what.k !== 'abort') return
       const isDone = commands.some((command) => command.c === 'reply' && command.problem === null)
