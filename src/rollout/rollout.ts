@@ -268,6 +268,7 @@ export function enterStep(draft: Draft, at: number): void {
       // Asked for during the share; a hold would keep it waiting for hours, or for a person.
       if (top.next.length > 0) return endRollout(draft, 'overtaken', [OVERTAKEN])
       if (step.k === 'hold') {
+        if (step.forMs === 0) return enterStep(draft, at + 1)
         const until = step.forMs === 'promote' ? step.forMs : draft.in(step.forMs)
         doNow(draft, { k: 'holding', candidate: id, until })
       } else {
@@ -404,6 +405,8 @@ export function resume(draft: Draft): void {
   const { leftMs } = seen.rollout.doing
   draft.order({ c: 'announce', what: { a: 'resumed', reload: rollout.id } })
   if (leftMs === null) return enterStep(draft, rollout.at)
+  // A timer of this very moment would be acted on only at the next.
+  if (leftMs === 0) return enterStep(draft, rollout.at + 1)
   doNow(draft, { k: 'holding', candidate: candidate.id, until: draft.in(leftMs) })
 }
 
