@@ -787,7 +787,11 @@ export function laws(plan: Plan): Record<string, Law> {
       if (!isTaken || now === null) return
       const { current, candidate } = now
       const serving = [...after.workers.values()].filter(
-        (worker) => worker.generation === candidate.id && serves(worker) && !isUnready(worker),
+        (worker) =>
+          worker.generation === candidate.id &&
+          isUp(worker) &&
+          [...worker.claims.values()].some(({ k }) => k === 'open') &&
+          !isUnready(worker),
       ).length
       const wanted = Math.min(slotsOf(current), slotsOf(candidate))
       const unavailable =

@@ -87,7 +87,7 @@ export function live(plan: Plan, census: Map<string, number>): number {
       try {
         holds(seen)
       } catch (error) {
-        const diary = world.diary.slice(-200).join('\n')
+        const diary = world.diary.slice(-60).join('\n')
         throw new Error(`broken law: ${law}: ${error instanceof Error ? error.message : error}\n${diary}`)
       }
     }
@@ -99,7 +99,7 @@ export function live(plan: Plan, census: Map<string, number>): number {
     if (plan.rests) rest(world)
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error)
-    throw why.startsWith('broken law') ? error : new Error(`${why}\n${world.diary.slice(-200).join('\n')}`)
+    throw why.startsWith('broken law') ? error : new Error(`${why}\n${world.diary.slice(-60).join('\n')}`)
   }
   for (const { afterMs, how } of [...plan.stops, { afterMs: 0, how: 'graceful' as const }]) {
     world.run(world.now + afterMs)
@@ -110,7 +110,7 @@ export function live(plan: Plan, census: Map<string, number>): number {
   if (!world.hasEnded || left.length > 0 || world.unanswered.length > 0) {
     throw new Error(
       `after a stop: ${world.state.top.k}, workers ${left.join()}, asks ${world.unanswered.join()}\n` +
-        world.diary.slice(-200).join('\n'),
+        world.diary.slice(-60).join('\n'),
     )
   }
   return world.steps
