@@ -626,7 +626,9 @@ export function laws(plan: Plan): Record<string, Law> {
       for (const command of commands) {
         if (command.c !== 'open') continue
         const worker = after.workers.get(command.worker)
-        must(worker?.phase.k === 'ready' && isIn(after, worker), `worker ${command.worker} is granted`)
+        // It may be told to leave by what follows in the same step.
+        if (worker === undefined || !isUp(worker)) continue
+        must(worker.phase.k === 'ready' && isIn(after, worker), `worker ${command.worker} is granted`)
       }
     },
 
