@@ -122,7 +122,9 @@ export function unpark(
   why: string | null = null,
 ): void {
   const target = draft.generation(to)
-  if (!target) return
+  const now = draft.generation(current)
+  if (!target || !now) return
+  endReplacements(draft, now)
   const id = draft.newReload()
   const slots = target.slots.length
   const drop = newSince(draft, current, listenedOn(draft, target))
@@ -195,8 +197,20 @@ function spawnCandidate(draft: Draft, policy: Policy): void {
   const { top } = draft
   const current = draft.generation(currentOf(top) ?? -1)
   if (top.k !== 'rolling-out' || !current) return
-  // The candidate replaces every worker: one that is being replaced by itself waits for it, so that there are
-  // never more than twice the slots. (A replacement that alone accepts on something already stays.)
+  endReplacements(draft, current)
+  const wants = wantsOf(current, draft.workers, policy.slots, top.rollout.drop)
+  const candidate = draft.addGeneration(policy, { k: 'empty' }, wants)
+  doNow(draft, { k: 'bringing-up', candidate, by: draft.in(policy.progressDeadlineMs) })
+  const what = { a: 'candidate-spawned', reload: top.rollout.id, generation: candidate } as const
+  draft.order({ c: 'announce', what })
+  enterStep(draft, 0)
+}
+
+/**
+ * The candidate replaces every worker: one that is being replaced by itself waits for it, so that there are never more
+ * than twice the slots. (A replacement that alone accepts on something already stays.)
+ */
+function endReplacements(draft: Draft, current: Generation): void {
   for (const [index, slot] of current.slots.entries()) {
     if (slot.state.k !== 'replacing') continue
     const replacement = draft.worker(slot.state.with)
@@ -207,12 +221,6 @@ function spawnCandidate(draft: Draft, policy: Policy): void {
     draft.setSlot(current.id, index, { state })
     leave(draft, replacement, 'replaced')
   }
-  const wants = wantsOf(current, draft.workers, policy.slots, top.rollout.drop)
-  const candidate = draft.addGeneration(policy, { k: 'empty' }, wants)
-  doNow(draft, { k: 'bringing-up', candidate, by: draft.in(policy.progressDeadlineMs) })
-  const what = { a: 'candidate-spawned', reload: top.rollout.id, generation: candidate } as const
-  draft.order({ c: 'announce', what })
-  enterStep(draft, 0)
 }
 
 export function hookEnded(draft: Draft, reload: string, name: string, failure: string | null): void {
@@ -268,6 +276,7 @@ export function enterStep(draft: Draft, at: number): void {
       // Asked for during the share; a hold would keep it waiting for hours, or for a person.
       if (top.next.length > 0) return endRollout(draft, 'overtaken', [OVERTAKEN])
       if (step.k === 'hold') {
+        if (step.forMs === 0) return enterStep(draft, at + 1)
         const until = step.forMs === 'promote' ? step.forMs : draft.in(step.forMs)
         doNow(draft, { k: 'holding', candidate: id, until })
       } else {
@@ -407,6 +416,8 @@ export function resume(draft: Draft): void {
   const { leftMs } = seen.rollout.doing
   draft.order({ c: 'announce', what: { a: 'resumed', reload: rollout.id } })
   if (leftMs === null) return enterStep(draft, rollout.at)
+  // A timer of this very moment would be acted on only at the next.
+  if (leftMs === 0) return enterStep(draft, rollout.at + 1)
   doNow(draft, { k: 'holding', candidate: candidate.id, until: draft.in(leftMs) })
 }
 

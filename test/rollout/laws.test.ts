@@ -7,7 +7,7 @@ import t from 'tap'
 import { live } from './live.ts'
 import { plan } from './plans.ts'
 
-const STEPS = Number(process.env.STEPS ?? 200_000)
+const STEPS = Number(process.env.STEPS ?? 100_000)
 const SHRINK_MS = Number(process.env.SHRINK_MS ?? 40_000)
 
 const RARE = [

@@ -558,6 +558,23 @@ export function laws(plan: Plan): Record<string, Law> {
       must(isDeepStrictEqual({ ...before, at: after.at }, after), 'refused, and yet something changed')
     },
 
+    'a worker without a place stays only where it alone accepts'({ after }) {
+      const current = after.generations.get(currentOf(after.top) ?? -1)
+      for (const worker of after.workers.values()) {
+        if (worker.generation !== current?.id || !isUp(worker) || isHolder(after, worker)) continue
+        const state = current.slots[worker.slot]?.state
+        if (state?.k === 'replacing' && state.with === worker.id) continue
+        const isLast = [...worker.claims.keys()].some(
+          (key) =>
+            worker.claims.get(key)?.k === 'open' &&
+            ![...after.workers.values()].some(
+              (other) => other.id !== worker.id && other.claims.get(key)?.k === 'open',
+            ),
+        )
+        must(isLast, `worker ${worker.id} has no place`)
+      }
+    },
+
     'abort ends in the state before the rollout'({ before, event, after, commands }) {
       if (event.e !== 'ordered' || event.what.k !== 'abort') return
       const isDone = commands.some((command) => command.c === 'reply' && command.problem === null)
@@ -609,7 +626,9 @@ export function laws(plan: Plan): Record<string, Law> {
       for (const command of commands) {
         if (command.c !== 'open') continue
         const worker = after.workers.get(command.worker)
-        must(worker?.phase.k === 'ready' && isIn(after, worker), `worker ${command.worker} is granted`)
+        // It may be told to leave by what follows in the same step.
+        if (worker === undefined || !isUp(worker)) continue
+        must(worker.phase.k === 'ready' && isIn(after, worker), `worker ${command.worker} is granted`)
       }
     },
 
@@ -770,7 +789,11 @@ export function laws(plan: Plan): Record<string, Law> {
       if (!isTaken || now === null) return
       const { current, candidate } = now
       const serving = [...after.workers.values()].filter(
-        (worker) => worker.generation === candidate.id && serves(worker) && !isUnready(worker),
+        (worker) =>
+          worker.generation === candidate.id &&
+          isUp(worker) &&
+          [...worker.claims.values()].some(({ k }) => k === 'open') &&
+          !isUnready(worker),
       ).length
       const wanted = Math.min(slotsOf(current), slotsOf(candidate))
       const unavailable =
