@@ -66,10 +66,7 @@ function followRollout(draft: Draft, { id }: Generation, index: SlotIndex): void
   const candidate = draft.generation(rollout && 'candidate' in rollout.doing ? rollout.doing.candidate : -1)
   const isOut =
     isCurrent && rollout !== null && index < rollout.out && candidate?.policy.replaced === 'drained'
-  // Of a generation that comes back from the park, a slot whose worker has died meanwhile is filled once it is current:
-  // nobody waits for a boot, and none can fail the way back.
-  const isBack = rollout?.of === id
-  const isWanted = isCurrent ? !isOut : rollout !== null && index < rollout.raised && !isBack
+  const isWanted = isCurrent ? !isOut : rollout !== null && index < rollout.raised
   if (slot.state.k === 'empty') {
     if (isWanted) draft.setSlot(id, index, { state: { k: 'vacant', retry: draft.in(0), stillborn: 0 } })
   } else if (isOut) {

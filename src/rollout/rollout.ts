@@ -319,10 +319,7 @@ export function concludeRollout(draft: Draft): void {
   const { doing } = rollout
   if (doing.k !== 'bringing-up' && doing.k !== 'shifting') return
   if (loseReadiness(draft, candidate)) return
-  const areServing = candidate.slots
-    .slice(0, rollout.open)
-    .filter(({ state }) => rollout.of !== candidate.id || state.k !== 'empty')
-    .every((slot) => isServing(draft.worker(holder(slot) ?? -1)))
+  const areServing = slotWorkers(draft, candidate).slice(0, rollout.open).every(isServing)
   if (step === undefined) {
     if (areServing) endRollout(draft, 'promoted', [])
   } else if (step.k !== 'share') {
