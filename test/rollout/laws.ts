@@ -729,10 +729,12 @@ export function laws(plan: Plan): Record<string, Law> {
           failures > analysis.failureLimit || (isOver && unclear > 0 && analysis.inconclusive === 'fail')
         const isUnclear = !isFailed && isOver && unclear > 0 && analysis.inconclusive === 'pause'
         const then = after.top.k === 'rolling-out' && after.top.rollout.id === id ? after.top.rollout : null
+        // It may have failed for another reason at the same moment.
+        const end = ended(seen)?.verdict.outcome
+        if (end !== undefined && end !== 'promoted') return
         const text = `${failures} failed and ${unclear} unclear of ${taken}: ${then?.doing.k ?? after.top.k}`
-        if (isFailed && now.candidate.policy.onFailure === 'rollback')
-          must(ended(seen)?.verdict.outcome === 'rolled-back', text)
-        else if (isFailed || isUnclear) must(then?.doing.k === 'paused' && then.at === at, text)
+        must(!isFailed || now.candidate.policy.onFailure !== 'rollback', text)
+        if (isFailed || isUnclear) must(then?.doing.k === 'paused' && then.at === at, text)
         else if (isOver) must(then === null || then.at > at, text)
         else must(then?.doing.k === 'analysing' && then.at === at, text)
       }
@@ -795,7 +797,8 @@ export function laws(plan: Plan): Record<string, Law> {
           worker.generation === candidate.id &&
           isUp(worker) &&
           [...worker.claims.values()].some(({ k }) => k === 'open') &&
-          !isUnready(worker),
+          // That it is not ready any more may turn out in the very step that takes the other out.
+          (!isUnready(worker) || !isUnready(before.workers.get(worker.id) ?? worker)),
       ).length
       const wanted = Math.min(slotsOf(current), slotsOf(candidate))
       const unavailable =
