@@ -775,7 +775,6 @@ export function laws(plan: Plan): Record<string, Law> {
       const now = rolling(after)
       if (after.top.k !== 'rolling-out' || isStopping(after)) return taken.clear()
       if (before.top.k === 'rolling-out' && before.top.rollout.id !== after.top.rollout.id) taken.clear()
-      let isTaken = false
       for (const command of commands) {
         if (command.c === 'open') taken.delete(command.worker)
         if (command.c !== 'withdraw' && command.c !== 'drain') continue
@@ -788,9 +787,11 @@ export function laws(plan: Plan): Record<string, Law> {
             : whyOf(worker) === 'replaced' && slot?.state.k === 'empty' && isHolder(before, worker)
         if (!isOut) continue
         taken.add(worker.id)
-        isTaken = true
       }
-      if (!isTaken || now === null) return
+      // When it is decided: what alone accepts leaves later, and a candidate that served may be unready by then.
+      const was = before.top.k === 'rolling-out' && before.top.rollout.id === after.top.rollout.id
+      const outBefore = was ? before.top.rollout.out : 0
+      if (now === null || now.rollout.out <= outBefore) return
       const { current, candidate } = now
       const serving = [...after.workers.values()].filter(
         (worker) =>
@@ -803,10 +804,10 @@ export function laws(plan: Plan): Record<string, Law> {
       const wanted = Math.min(slotsOf(current), slotsOf(candidate))
       const unavailable =
         candidate.policy.replaced === 'drained' ? unavailableOf(candidate.policy, slotsOf(current)) : 0
-      const left = slotsOf(current) - taken.size + serving
+      const left = slotsOf(current) - now.rollout.out + serving
       must(
         left >= wanted - unavailable,
-        `${taken.size} of ${slotsOf(current)} are taken out, ${serving} of the candidate serve`,
+        `${now.rollout.out} of ${slotsOf(current)} are taken out, ${serving} of the candidate serve`,
       )
     },
 
