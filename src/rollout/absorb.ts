@@ -88,9 +88,10 @@ function absorbWorkerFact(
       if (worker.claims.has(event.key)) return
       draft.setClaim(worker, event.key, { k: 'held' })
       // It crossed our order to leave on its way: bound for nobody, unless the current generation listens there too.
-      // So is what a parked worker opens.
+      // So is what a parked worker opens, and one whose slot was scaled away.
       const role = roleOf(draft.top, worker.generation)
-      if (!isUp || role === 'old' || role === 'parked')
+      const slot = draft.generation(worker.generation)?.slots[worker.slot]
+      if (!isUp || role === 'old' || role === 'parked' || slot === undefined)
         return draft.setDropping([...draft.dropping, event.key])
       noteClaim(draft, worker, event.key)
       if (worker.phase.k === 'ready') learnWants(draft, worker.id)

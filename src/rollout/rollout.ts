@@ -232,7 +232,10 @@ export function hookEnded(draft: Draft, reload: string, name: string, failure: s
     spawnCandidate(draft, doing.policy)
   } else if (name === 'beforePromote' && doing.k === 'before-promote') {
     if (failure !== null) return endRollout(draft, 'rolled-back', [failure])
-    openBatch(draft)
+    // While it ran a worker may have closed a listener, or become unready: the batch is looked at again.
+    const { candidate } = doing
+    const progressDeadlineMs = draft.generation(candidate)?.policy.progressDeadlineMs ?? 0
+    doNow(draft, { k: 'bringing-up', candidate, by: draft.in(progressDeadlineMs) })
   }
 }
 
