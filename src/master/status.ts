@@ -51,7 +51,7 @@ export function statusOf(parts: StatusParts): Status {
   const serving = (current?.slots ?? []).filter((slot) => serves(state.workers.get(holder(slot) ?? -1)))
   const workers = [...state.workers.values()]
   const { top } = state
-  const parked = top.k === 'steady' ? top.parked : null
+  const parked = top.k === 'steady' || top.k === 'rolling-out' ? top.parked : null
   return {
     name,
     pid: process.pid,

@@ -7,7 +7,7 @@
 import type { Config } from '../config.ts'
 import { MAX_DRAIN_MS } from '../protocol.ts'
 import type { FromWorker, Held, KnownListener, Statistics } from '../protocol.ts'
-import { currentOf, holder, roleOf, serves, stateOf } from '../rollout/questions.ts'
+import { currentOf, holder, parkedOf, roleOf, serves, stateOf } from '../rollout/questions.ts'
 import { initialState } from '../rollout/state.ts'
 import type {
   Announcement,
@@ -307,7 +307,13 @@ export class Supervisor implements Face {
     )
     const free = freeBytes()
     if (free === null || taken.length === 0) return null
-    return { freeBytes: free, workerBytes: taken.reduce((sum, bytes) => sum + bytes, 0) / taken.length }
+    // Who is parked leaves when the candidate comes.
+    const parked = parkedOf(this.state.top)
+    const leaving = [...this.handles.values()].flatMap(({ generation, pid }) =>
+      generation === parked && pid !== null ? (workerBytes(pid) ?? []) : [],
+    )
+    const sum = (bytes: readonly number[]): number => bytes.reduce((all, one) => all + one, 0)
+    return { freeBytes: free + sum(leaving), workerBytes: sum(taken) / taken.length }
   }
 
   private probe(id: WorkerId, kind: ProbeKind, nth: number, timeoutMs: number): void {

@@ -39,7 +39,7 @@ function loseParked(draft: Draft, worker: Worker): void {
   const isLeft = [...draft.workers.values()].some(
     ({ generation, phase }) => generation === worker.generation && phase.k === 'ready',
   )
-  if (top.k !== 'steady' || isLeft) return
+  if ((top.k !== 'steady' && top.k !== 'rolling-out') || isLeft) return
   const what = { a: 'unparked', generation: worker.generation, why: 'its last worker has ended' } as const
   draft.order({ c: 'announce', what })
   draft.top = { ...top, parked: null }

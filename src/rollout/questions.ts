@@ -29,7 +29,7 @@ export function candidateOf(top: Top): GenerationId | null {
 }
 
 export const parkedOf = (top: Top): GenerationId | null =>
-  top.k === 'steady' ? (top.parked?.generation ?? null) : null
+  top.k === 'steady' || top.k === 'rolling-out' ? (top.parked?.generation ?? null) : null
 
 /** `parked`: alive and accepting nothing, for an instant rollback. */
 export type Role = 'current' | 'candidate' | 'parked' | 'old'

@@ -89,12 +89,8 @@ function begin(
   const id = draft.newReload()
   const by = draft.in(generation.policy.startTimeoutMs)
   const rollout: Rollout = { ...nothingYet(draft, id), ...asked, of, doing: { k: 'pinning', by } }
-  // Whoever was parked is no longer: this rollout has its own way back, and memory is for two generations.
-  if (draft.top.k === 'steady' && draft.top.parked !== null) {
-    const what = { a: 'unparked', generation: draft.top.parked.generation, why: 'a rollout begins' } as const
-    draft.order({ c: 'announce', what })
-  }
-  draft.top = { k: 'rolling-out', current, rollout, next: [] }
+  const parked = draft.top.k === 'steady' ? draft.top.parked : null
+  draft.top = { k: 'rolling-out', current, rollout, next: [], parked }
   draft.order({ c: 'announce', what: { a: 'rollout-began', reload: id } })
   draft.order({ c: 'pin', reload: id, generation: draft.nextGeneration, of })
 }
@@ -141,6 +137,7 @@ export function unpark(
       doing: { k: 'shifting', candidate: to, by: draft.in(target.policy.startTimeoutMs) },
     },
     next: [],
+    parked: null,
   }
   draft.order({ c: 'announce', what: { a: 'rollout-began', reload: id } })
 }
@@ -198,6 +195,12 @@ function spawnCandidate(draft: Draft, policy: Policy): void {
   const current = draft.generation(currentOf(top) ?? -1)
   if (top.k !== 'rolling-out' || !current) return
   endReplacements(draft, current)
+  // Whoever was parked is no longer: this rollout has its own way back, and memory is for two generations.
+  if (top.parked !== null) {
+    draft.top = { ...top, parked: null }
+    const what = { a: 'unparked', generation: top.parked.generation, why: 'a rollout begins' } as const
+    draft.order({ c: 'announce', what })
+  }
   const wants = wantsOf(current, draft.workers, policy.slots, top.rollout.drop)
   const candidate = draft.addGeneration(policy, { k: 'empty' }, wants)
   doNow(draft, { k: 'bringing-up', candidate, by: draft.in(policy.progressDeadlineMs) })
@@ -348,8 +351,12 @@ function openBatch(draft: Draft): void {
   const seen = view(draft)
   if (seen?.step?.k !== 'share') return
   const { rollout, candidate, step } = seen
-  const by = draft.in(candidate.policy.progressDeadlineMs)
+  const { progressDeadlineMs, minReadyMs } = candidate.policy
+  const { doing } = rollout
   const open = Math.max(rollout.open, Math.min(step.open, rollout.raised))
+  // A batch that is opened is progress (Kubernetes, progressDeadlineSeconds), and its time to settle is no delay.
+  const isProgress = open > rollout.open || doing.k !== 'bringing-up'
+  const by = isProgress ? draft.in(progressDeadlineMs + minReadyMs) : doing.by
   change(draft, { open, doing: { k: 'shifting', candidate: candidate.id, by } })
   if (open === 0) return
   draft.order({ c: 'announce', what: { a: 'shifting', reload: rollout.id, generation: candidate.id } })
@@ -374,8 +381,11 @@ function concludeBatch(draft: Draft): void {
   )
   if (!isTakenOut) return
   const { minReadyMs, replaced } = candidate.policy
-  if (replaced === 'drained' && minReadyMs > 0 && rollout.doing.k === 'shifting')
-    return doNow(draft, { k: 'settling', candidate: candidate.id, until: draft.in(minReadyMs) })
+  const { doing } = rollout
+  if (replaced === 'drained' && minReadyMs > 0 && doing.k === 'shifting') {
+    const until = draft.in(minReadyMs)
+    return doNow(draft, { k: 'settling', candidate: candidate.id, until, by: doing.by })
+  }
   goOn(draft)
 }
 
@@ -385,11 +395,10 @@ export function goOn(draft: Draft): void {
   if (seen?.step?.k !== 'share') return
   const { rollout, candidate, step } = seen
   if (rollout.open < step.open) {
-    doNow(draft, {
-      k: 'bringing-up',
-      candidate: candidate.id,
-      by: draft.in(candidate.policy.progressDeadlineMs),
-    })
+    const { doing } = rollout
+    const by =
+      'by' in doing && doing.k !== 'paused' ? doing.by : draft.in(candidate.policy.progressDeadlineMs)
+    doNow(draft, { k: 'bringing-up', candidate: candidate.id, by })
     return raise(draft)
   }
   draft.order({ c: 'announce', what: { a: 'share-reached', reload: rollout.id, at: rollout.at } })
@@ -518,7 +527,7 @@ export function endRollout(draft: Draft, outcome: Outcome, reasons: readonly str
   }
   // What only a failed candidate listened on was bound for it alone; `releaseDropped` spares what is wanted.
   draft.setDropping([...draft.dropping, ...(promoted ? rollout.drop : rollout.claimed)])
-  draft.top = { k: 'steady', current, parked: null }
+  draft.top = { k: 'steady', current, parked: top.parked }
   if (promoted) for (const worker of workersOf(draft.workers, current)) learnWants(draft, worker.id)
   draft.order({ c: 'announce', what: { a: 'rollout-ended', verdict: ending } })
   answer(draft, rollout.asks, ending)

@@ -277,7 +277,13 @@ export type Doing =
   /** They are all ready and are granted; then as many of the current generation accept no more. */
   | { readonly k: 'shifting'; readonly candidate: GenerationId; readonly by: Timer }
   /** A batch serves, and must do so for a while before the next. */
-  | { readonly k: 'settling'; readonly candidate: GenerationId; readonly until: Timer }
+  | {
+      readonly k: 'settling'
+      readonly candidate: GenerationId
+      readonly until: Timer
+      /** Of the next batch: one that cannot be opened makes no progress, however often this one has settled. */
+      readonly by: Timer
+    }
   | { readonly k: 'holding'; readonly candidate: GenerationId; readonly until: Timer | 'promote' }
   | {
       readonly k: 'analysing'
@@ -347,6 +353,8 @@ export type Top =
       readonly current: GenerationId
       readonly rollout: Rollout
       readonly next: readonly Waiting[]
+      /** Kept until this rollout has a candidate: one that is refused before leaves everything as it was. */
+      readonly parked: Parked | null
     }
   | { readonly k: 'stopping'; readonly status: 0 | 1; readonly why: readonly string[] }
   | { readonly k: 'ended' }
