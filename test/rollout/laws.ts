@@ -797,7 +797,8 @@ export function laws(plan: Plan): Record<string, Law> {
         (worker) =>
           worker.generation === candidate.id &&
           isUp(worker) &&
-          [...worker.claims.values()].some(({ k }) => k === 'open') &&
+          // One that listens on nothing that we hold serves as well as it ever will.
+          (worker.claims.size === 0 || [...worker.claims.values()].some(({ k }) => k === 'open')) &&
           // That it is not ready any more may turn out in the very step that takes the other out.
           (!isUnready(worker) || !isUnready(before.workers.get(worker.id) ?? worker)),
       ).length
