@@ -37,6 +37,7 @@ import { Hooks, hookEnvironment } from './hooks.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
 import { ledgerText, sumOf } from './ledger.ts'
 import type { Ledger } from './ledger.ts'
+import type { ActivatedSocket } from './inherited.ts'
 import { Listeners } from './listeners.ts'
 import { freeBytes, rssBytes, workerBytes } from './memory.ts'
 import { verdictText } from './report.ts'
@@ -68,6 +69,8 @@ export interface SupervisorParts {
   readonly notifier: Notifier
   /** The guest's file. */
   readonly preload: string
+  /** What the service manager passed. */
+  readonly activated: readonly ActivatedSocket[]
   /** Reads configuration, code path and Node binary anew. */
   pin(): Promise<PinResult>
   /** The first generation serves. */
@@ -128,7 +131,8 @@ export class Supervisor implements Face {
   constructor(parts: SupervisorParts) {
     this.parts = parts
     this.log = parts.log
-    this.listeners = new Listeners({ log: parts.log, onHeld: (known) => this.tellHeld(known) })
+    const { log, activated } = parts
+    this.listeners = new Listeners({ log, activated, onHeld: (known) => this.tellHeld(known) })
     this.announcer = new Announcer({
       ...{ log: parts.log, notifier: parts.notifier, handles: this.handles, pinned: this.pinned },
       state: () => this.state,
@@ -438,6 +442,7 @@ export class Supervisor implements Face {
           const text = `slot ${handle.slot} says that it listens on ${message.key}, which this master does not hold`
           return this.log.warn({ ...handle.facts, event: 'claim-refused', listener: message.key }, text)
         }
+        this.listeners.claimed(message.key)
         return this.dispatch({ e: 'claimed', worker, key: message.key })
       case 'unclaimed':
         return this.dispatch({ e: 'unclaimed', worker, key: message.key })
@@ -679,12 +684,15 @@ export class Supervisor implements Face {
       default:
     }
     this.announcer.announce(what)
-    if (what.a === 'serving') this.parts.onServing()
+    if (what.a === 'serving') {
+      this.listeners.reportUnclaimed()
+      this.parts.onServing()
+    }
     if (what.a === 'stopping') this.extendWhileStopping()
   }
 
   private keys(): string[] {
-    return this.listeners.known().map(({ key }) => key)
+    return this.listeners.keys()
   }
 
   private statusLine(): string {
@@ -695,6 +703,20 @@ export class Supervisor implements Face {
     const version = this.pinned.get(generation.id)?.version
     const named = version ? ` (${version})` : ''
     return `generation ${generation.id}${named}: ${ready}/${generation.slots.length} workers on ${this.keys().join(', ') || 'no listener'}`
+  }
+
+  /** The workers whose pulse the watchdog feels. */
+  serving(): WorkerHandle[] {
+    const current = currentOf(this.state.top)
+    return [...this.handles.values()].filter(
+      ({ id, generation }) => generation === current && serves(this.state.workers.get(id)),
+    )
+  }
+
+  /** How long a blocked worker stays before its liveness probe has it replaced; null: it has none. */
+  livenessMs(): number | null {
+    const probe = this.pinned.get(currentOf(this.state.top) ?? -1)?.policy.probes.liveness
+    return probe ? probe.initialDelayMs + probe.periodMs * probe.failureThreshold + probe.timeoutMs : null
   }
 
   private extendWhileStarting(): void {

@@ -1,0 +1,80 @@
+/**
+ * Whether systemd is told that the service is alive (WATCHDOG=1): while more than half of the workers that serve answer.
+ * That the master's own event loop turns is told by the fact that it asks.
+ *
+ * Its own remedy comes first: a worker that is blocked fails its liveness probe and is replaced (by default after a
+ * minute), and the other workers serve on, while systemd's remedy ends them all. So a worker counts as silent only when
+ * it has said nothing for twice as long as that takes: the replacing has failed. And only workers that serve count:
+ * those that boot have their start timeout, and where none serves the master is starting some.
+ */
+
+/** As the default probe has it. */
+const WITHOUT_PROBE_MS = 60_000
+
+/** A worker, as far as its pulse goes. */
+export interface Pulse {
+  /** When its last message of any kind came, by `performance.now()`. */
+  readonly heardAt: number
+  /** Asks for an answer that only a turning event loop gives. */
+  ask(): void
+}
+
+export interface HeartbeatParts {
+  /** The workers of the current generation that serve. */
+  serving(): readonly Pulse[]
+  /** How long its liveness probe lets a worker be silent before it is replaced; null: it has none. */
+  livenessMs(): number | null
+  /** Between two calls of `isBeating`. */
+  readonly intervalMs: number
+  readonly log: { error(facts: object, text: string): void; info(facts: object, text: string): void }
+}
+
+interface Question {
+  readonly askedAt: number
+  /** How many beats long it has been without an answer: by beats, not by the clock, which runs on while a VM is paused. */
+  readonly unansweredFor: number
+}
+
+export class Heartbeat {
+  private readonly questions = new WeakMap<Pulse, Question>()
+  private readonly parts: HeartbeatParts
+  private wasBeating = true
+
+  constructor(parts: HeartbeatParts) {
+    this.parts = parts
+  }
+
+  /** To be asked at each beat: counts, and asks the workers again. */
+  isBeating(): boolean {
+    const { serving, livenessMs, intervalMs, log } = this.parts
+    const workers = serving()
+    const patience = Math.ceil((2 * (livenessMs() ?? WITHOUT_PROBE_MS)) / intervalMs)
+    const answering = workers.filter((worker) => this.beatsWithoutAnswer(worker) <= patience).length
+    const beating = workers.length === 0 || answering * 2 > workers.length
+    if (beating !== this.wasBeating) {
+      const facts = {
+        event: beating ? 'heartbeat-back' : 'heartbeat-lost',
+        answering,
+        serving: workers.length,
+      }
+      const text = `${answering} of ${workers.length} workers answer`
+      if (beating) log.info(facts, `${text}: systemd is told so again`)
+      else log.error(facts, `${text}: systemd's watchdog is not fed any more, and will end the service`)
+    }
+    this.wasBeating = beating
+    return beating
+  }
+
+  private beatsWithoutAnswer(worker: Pulse): number {
+    const last = this.questions.get(worker)
+    const isOpen = last !== undefined && worker.heardAt < last.askedAt
+    const unansweredFor = isOpen ? last.unansweredFor + 1 : 0
+    // One question at a time: a blocked worker must not find its channel full of them.
+    if (!isOpen) worker.ask()
+    this.questions.set(worker, {
+      askedAt: isOpen ? last.askedAt : performance.now(),
+      unansweredFor,
+    })
+    return unansweredFor
+  }
+}
