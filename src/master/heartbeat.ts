@@ -70,11 +70,8 @@ export class Heartbeat {
     const isOpen = last !== undefined && worker.heardAt < last.askedAt
     const unansweredFor = isOpen ? last.unansweredFor + 1 : 0
     // One question at a time: a blocked worker must not find its channel full of them.
+    this.questions.set(worker, { askedAt: isOpen ? last.askedAt : performance.now(), unansweredFor })
     if (!isOpen) worker.ask()
-    this.questions.set(worker, {
-      askedAt: isOpen ? last.askedAt : performance.now(),
-      unansweredFor,
-    })
     return unansweredFor
   }
 }
