@@ -30,6 +30,8 @@ const HANDOVER_TIMEOUT_MS = 10_000
  * Backlog= gave; Node's 511 would. (What that is now, nothing in /proc tells.)
  */
 const MAX_BACKLOG = 2 ** 31 - 1
+/** After the first generation serves: an app may listen on its second address a little later. */
+const UNCLAIMED_AFTER_MS = 3_000
 
 export interface ListenersParts {
   /** What the service manager passed. */
@@ -96,8 +98,15 @@ export class Listeners {
     if (this.held.get(key)?.activated) this.claimedKeys.add(key)
   }
 
+  /** The first generation serves. */
+  serving(): void {
+    if (this.activated.length === 0) return
+    this.unclaimedTimer = setTimeout(() => this.reportUnclaimed(), UNCLAIMED_AFTER_MS).unref()
+  }
+  private unclaimedTimer: NodeJS.Timeout | undefined
+
   /** Says which of the sockets that the service manager passed no worker has listened on: their clients would hang. */
-  reportUnclaimed(): void {
+  private reportUnclaimed(): void {
     const isClaimed = ({ socket }: ActivatedSocket): boolean =>
       [...this.claimedKeys].some((key) => this.held.get(key)?.socket === socket)
     for (const { name, key } of this.activated.filter((each) => !isClaimed(each))) {
@@ -316,6 +325,7 @@ export class Listeners {
   }
 
   async closeAll(): Promise<void> {
+    clearTimeout(this.unclaimedTimer)
     const all = [...this.held.values(), ...[...this.proofs.values()].map(({ held }) => held)]
     this.held.clear()
     this.proofs.clear()

@@ -685,7 +685,7 @@ export class Supervisor implements Face {
     }
     this.announcer.announce(what)
     if (what.a === 'serving') {
-      this.listeners.reportUnclaimed()
+      this.listeners.serving()
       this.parts.onServing()
     }
     if (what.a === 'stopping') this.extendWhileStopping()

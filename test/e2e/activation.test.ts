@@ -106,6 +106,7 @@ t.test('every kind of socket, by its address, whatever its place', async (t) => 
   }
   await answers(1)
 
+  await usr2.event('unclaimed')
   const unclaimed = usr2.events().filter(({ event }) => event === 'unclaimed')
   t.same(
     unclaimed.map(({ name, listener }) => [name, listener]),
