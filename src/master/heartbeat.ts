@@ -2,14 +2,11 @@
  * Whether systemd is told that the service is alive (WATCHDOG=1): while more than half of the workers that serve answer.
  * That the master's own event loop turns is told by the fact that it asks.
  *
- * Its own remedy comes first: a worker that is blocked fails its liveness probe and is replaced (by default after a
- * minute), and the other workers serve on, while systemd's remedy ends them all. So a worker counts as silent only when
- * it has said nothing for twice as long as that takes: the replacing has failed. And only workers that serve count:
- * those that boot have their start timeout, and where none serves the master is starting some.
+ * Its own remedy comes first: a worker that is blocked fails its liveness probe and is replaced, and the other workers
+ * serve on, while systemd's remedy ends them all. So a worker counts as silent only when it has said nothing for as long
+ * as that may take (by default 70 s until it is found, and the 60 s of a start): the replacing has failed. And only workers
+ * that serve count: those that boot have their start timeout, and where none serves the master is starting some.
  */
-
-/** As the default probe has it. */
-const WITHOUT_PROBE_MS = 60_000
 
 /** A worker, as far as its pulse goes. */
 export interface Pulse {
@@ -22,8 +19,8 @@ export interface Pulse {
 export interface HeartbeatParts {
   /** The workers of the current generation that serve. */
   serving(): readonly Pulse[]
-  /** How long its liveness probe lets a worker be silent before it is replaced; null: it has none. */
-  livenessMs(): number | null
+  /** How long it may take until a blocked worker has been found and replaced. */
+  remedyMs(): number
   /** Between two calls of `isBeating`. */
   readonly intervalMs: number
   readonly log: { error(facts: object, text: string): void; info(facts: object, text: string): void }
@@ -46,9 +43,9 @@ export class Heartbeat {
 
   /** To be asked at each beat: counts, and asks the workers again. */
   isBeating(): boolean {
-    const { serving, livenessMs, intervalMs, log } = this.parts
+    const { serving, remedyMs, intervalMs, log } = this.parts
     const workers = serving()
-    const patience = Math.ceil((2 * (livenessMs() ?? WITHOUT_PROBE_MS)) / intervalMs)
+    const patience = Math.ceil(remedyMs() / intervalMs)
     const answering = workers.filter((worker) => this.beatsWithoutAnswer(worker) <= patience).length
     const beating = workers.length === 0 || answering * 2 > workers.length
     if (beating !== this.wasBeating) {

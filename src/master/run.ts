@@ -112,7 +112,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     face.start(first.pinned)
     takeSignals(face, log, env)
     const heartbeat = new Heartbeat({
-      ...{ log, serving: () => face.serving(), livenessMs: () => face.livenessMs() },
+      ...{ log, serving: () => face.serving(), remedyMs: () => face.remedyMs() },
       intervalMs: notifier.watchdogIntervalMs ?? Infinity,
     })
     notifier.startWatchdog(() => heartbeat.isBeating())

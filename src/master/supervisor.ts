@@ -60,6 +60,8 @@ const MAX_NAMED_CUTS = 20
 const WITHDRAWAL_TIMEOUT_MS = 2_000
 /** How often the memory of the workers is looked at: a leak takes minutes, a look 50 µs. */
 const WEIGH_EVERY_MS = 5_000
+/** A worker that no liveness probe looks after may be silent for as long as the default probe would let it. */
+const WITHOUT_PROBE_MS = 70_000
 /** A stop or a slow start that progresses asks the service manager for so much more time at once. */
 const EXTENSION_MS = 10_000
 
@@ -713,10 +715,12 @@ export class Supervisor implements Face {
     )
   }
 
-  /** How long a blocked worker stays before its liveness probe has it replaced; null: it has none. */
-  livenessMs(): number | null {
-    const probe = this.pinned.get(currentOf(this.state.top) ?? -1)?.policy.probes.liveness
-    return probe ? probe.initialDelayMs + probe.periodMs * probe.failureThreshold + probe.timeoutMs : null
+  /** How long it takes at most until a blocked worker of the current generation has been found and replaced. */
+  remedyMs(): number {
+    const policy = this.pinned.get(currentOf(this.state.top) ?? -1)?.policy
+    const probe = policy?.probes.liveness
+    const found = probe && probe.initialDelayMs + probe.periodMs * probe.failureThreshold + probe.timeoutMs
+    return (found ?? WITHOUT_PROBE_MS) + (policy?.startTimeoutMs ?? 0)
   }
 
   private extendWhileStarting(): void {

@@ -299,3 +299,43 @@ t.test('the notify descriptor: messages by write(2), and it never reaches a work
   await usr2.stop()
   t.match(said, /STOPPING=1\nSTATUS=/)
 })
+
+t.test('the watchdog is not fed while no worker answers and none can be replaced', async (t) => {
+  const port = await freePort(t)
+  const probe = { eventLoop: true, period: '100ms', timeout: '100ms', failureThreshold: 1 }
+  const usr2 = startUsr2(t, {
+    files: {
+      'app.cjs': `
+        const block = () => { for (;;); }
+        if (require('node:fs').existsSync(__dirname + '/hang')) block()
+        const answer = (request, response) => request.url === '/hang' ? block() : response.end('1')
+        require('node:http').createServer(answer).listen(${port}, '127.0.0.1')`,
+      'usr2.json': JSON.stringify({ workers: 1, startTimeout: '5s', probes: { liveness: probe } }),
+    },
+    entry: 'app.cjs',
+    flags: ['--config', 'usr2.json'],
+    passed: [{ name: 'notify', fd: 'pipe' }],
+    env: { WATCHDOG_USEC: '100000' },
+  })
+  let beats = 0
+  const pipe = usr2.process.child.stdio[3] as Readable
+  pipe.setEncoding('utf8').on('data', (text: string) => (beats += text.split('WATCHDOG=1').length - 1))
+  const moreBeats = async () => {
+    const enough = beats + 5
+    await until(() => beats >= enough, { timeoutMs: 10_000, what: 'five beats', logs: () => usr2.logs() })
+  }
+  await usr2.ready()
+  await moreBeats()
+  const hang = () => get({ port }, '/hang').catch(() => {})
+  void hang()
+  await moreBeats()
+  t.equal((await get({ port })).body, '1', 'a worker that can be replaced is, and costs no beat')
+
+  writeFileSync(join(usr2.cwd, 'hang'), '')
+  void hang()
+  t.match(await usr2.event('heartbeat-lost', { timeoutMs: 30_000 }), { answering: 0, serving: 1 })
+  const before = beats
+  t.equal((await usr2.status()).state, 'steady', 'the master itself is well')
+  t.equal(beats, before, 'and beats no more')
+  usr2.signal('SIGKILL')
+})
