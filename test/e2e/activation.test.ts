@@ -9,6 +9,7 @@ import {
   openSync,
   readFileSync,
   readlinkSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs'
 import { join } from 'node:path'
@@ -76,7 +77,11 @@ t.test('every kind of socket, by its address, whatever its place', async (t) => 
     await freePort(t),
     await freePort(t),
   ]
-  const path = join(shortTmp(t), 'a.sock')
+  const directory = shortTmp(t)
+  const path = join(directory, 'a.sock')
+  // As /var/run leads to /run.
+  const sameDirectory = join(shortTmp(t), 'l')
+  symlinkSync(directory, sameDirectory)
   const abstract = `\0usr2-activation-${process.pid}-${p4}`
   const sockets = {
     unclaimed: held(t, { kind: 'tcp', host: '127.0.0.1', port: spare }),
@@ -88,7 +93,13 @@ t.test('every kind of socket, by its address, whatever its place', async (t) => 
   }
   const six = hasIPv6 ? [[p6, '::1']] : []
   const usr2 = startUsr2(t, {
-    ...app([p4, '127.0.0.1'], [path], [{ path: abstract }], { udp: [udpPort, '127.0.0.1'] }, ...six),
+    ...app(
+      [p4, '127.0.0.1'],
+      [join(sameDirectory, 'a.sock')],
+      [{ path: abstract }],
+      { udp: [udpPort, '127.0.0.1'] },
+      ...six,
+    ),
     flags: ['--workers', '2'],
     passed: Object.entries(sockets).map(([name, { fd }]) => ({ name, fd })),
   })
@@ -332,8 +343,11 @@ t.test('the watchdog is not fed while no worker answers and none can be replaced
   t.equal((await get({ port })).body, '1', 'a worker that can be replaced is, and costs no beat')
 
   writeFileSync(join(usr2.cwd, 'hang'), '')
+  const from = usr2.process.lines.length
   void hang()
-  t.match(await usr2.event('heartbeat-lost', { timeoutMs: 30_000 }), { answering: 0, serving: 1 })
+  t.match(await usr2.event('heartbeat-lost', { from, timeoutMs: 30_000 }), { answering: 0, serving: 1 })
+  // A beat that was on its way has come by the time of the first answer, and several would have by that of the second.
+  await usr2.status()
   const before = beats
   t.equal((await usr2.status()).state, 'steady', 'the master itself is well')
   t.equal(beats, before, 'and beats no more')
