@@ -13,6 +13,9 @@ import type { Control } from './control.ts'
 import { hasTerminal, letGoOfTerminal, listenToSignals } from './early-signals.ts'
 import { pinGeneration, stopBudgetMs } from './generation.ts'
 import type { PinResult } from './generation.ts'
+import { Heartbeat } from './heartbeat.ts'
+import { takeInherited } from './inherited.ts'
+import type { Inherited } from './inherited.ts'
 import { isAlive } from './leftovers.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
 import type { Metrics } from './metrics.ts'
@@ -58,7 +61,14 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     return pinGeneration(again.config, env)
   }
 
-  const notifier = createNotifier({ env: process.env, log })
+  let inherited: Inherited
+  try {
+    inherited = takeInherited(env)
+  } catch (error) {
+    return complain(1, [error instanceof Error ? error.message : String(error)])
+  }
+  if (inherited.warning !== null) log.warn({ event: 'not-activated' }, inherited.warning)
+  const notifier = createNotifier({ env: process.env, fd: inherited.notifyFd, log })
   let control: Control | undefined
   let metrics: Metrics | undefined
   let stacks: StackReader | undefined
@@ -71,6 +81,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       config,
       log,
       notifier,
+      activated: inherited.sockets,
       get preload() {
         return join(preload(), 'preload.cjs')
       },
@@ -100,7 +111,11 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     )
     face.start(first.pinned)
     takeSignals(face, log, env)
-    notifier.startWatchdog(() => true)
+    const heartbeat = new Heartbeat({
+      ...{ log, serving: () => face.serving(), remedyMs: () => face.remedyMs() },
+      intervalMs: notifier.watchdogIntervalMs ?? Infinity,
+    })
+    notifier.startWatchdog(() => heartbeat.isBeating())
     return await ended
   } catch (error) {
     return complain(1, [error instanceof Error ? error.message : String(error)])

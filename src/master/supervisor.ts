@@ -37,6 +37,7 @@ import { Hooks, hookEnvironment } from './hooks.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
 import { ledgerText, sumOf } from './ledger.ts'
 import type { Ledger } from './ledger.ts'
+import type { ActivatedSocket } from './inherited.ts'
 import { Listeners } from './listeners.ts'
 import { freeBytes, rssBytes, workerBytes } from './memory.ts'
 import { verdictText } from './report.ts'
@@ -61,6 +62,8 @@ const MAX_NAMED_CUTS = 20
 const WITHDRAWAL_TIMEOUT_MS = 2_000
 /** How often the memory of the workers is looked at: a leak takes minutes, a look 50 µs. */
 const WEIGH_EVERY_MS = 5_000
+/** A worker that no liveness probe looks after may be silent for as long as the default probe would let it. */
+const WITHOUT_PROBE_MS = 70_000
 /** A stop or a slow start that progresses asks the service manager for so much more time at once. */
 const EXTENSION_MS = 10_000
 
@@ -70,6 +73,8 @@ export interface SupervisorParts {
   readonly notifier: Notifier
   /** The guest's file. */
   readonly preload: string
+  /** What the service manager passed. */
+  readonly activated: readonly ActivatedSocket[]
   /** Reads configuration, code path and Node binary anew. */
   pin(): Promise<PinResult>
   /** The first generation serves. */
@@ -131,7 +136,8 @@ export class Supervisor implements Face {
   constructor(parts: SupervisorParts) {
     this.parts = parts
     this.log = parts.log
-    this.listeners = new Listeners({ log: parts.log, onHeld: (known) => this.tellHeld(known) })
+    const { log, activated } = parts
+    this.listeners = new Listeners({ log, activated, onHeld: (known) => this.tellHeld(known) })
     this.announcer = new Announcer({
       ...{ log: parts.log, notifier: parts.notifier, handles: this.handles, pinned: this.pinned },
       state: () => this.state,
@@ -486,6 +492,7 @@ export class Supervisor implements Face {
           const text = `slot ${handle.slot} says that it listens on ${message.key}, which this master does not hold`
           return this.log.warn({ ...handle.facts, event: 'claim-refused', listener: message.key }, text)
         }
+        this.listeners.claimed(message.key)
         return this.dispatch({ e: 'claimed', worker, key: message.key })
       case 'unclaimed':
         return this.dispatch({ e: 'unclaimed', worker, key: message.key })
@@ -749,12 +756,15 @@ export class Supervisor implements Face {
       default:
     }
     this.announcer.announce(what)
-    if (what.a === 'serving') this.parts.onServing()
+    if (what.a === 'serving') {
+      this.listeners.serving()
+      this.parts.onServing()
+    }
     if (what.a === 'stopping') this.extendWhileStopping()
   }
 
   private keys(): string[] {
-    return this.listeners.known().map(({ key }) => key)
+    return this.listeners.keys()
   }
 
   private statusLine(): string {
@@ -765,6 +775,22 @@ export class Supervisor implements Face {
     const version = this.pinned.get(generation.id)?.version
     const named = version ? ` (${version})` : ''
     return `generation ${generation.id}${named}: ${ready}/${generation.slots.length} workers on ${this.keys().join(', ') || 'no listener'}`
+  }
+
+  /** The workers whose pulse the watchdog feels. */
+  serving(): WorkerHandle[] {
+    const current = currentOf(this.state.top)
+    return [...this.handles.values()].filter(
+      ({ id, generation }) => generation === current && serves(this.state.workers.get(id)),
+    )
+  }
+
+  /** How long it takes at most until a blocked worker of the current generation has been found and replaced. */
+  remedyMs(): number {
+    const policy = this.pinned.get(currentOf(this.state.top) ?? -1)?.policy
+    const probe = policy?.probes.liveness
+    const found = probe && probe.initialDelayMs + probe.periodMs * probe.failureThreshold + probe.timeoutMs
+    return (found ?? WITHOUT_PROBE_MS) + (policy?.startTimeoutMs ?? 0)
   }
 
   private extendWhileStarting(): void {

@@ -25,6 +25,8 @@ import type { Ledger } from './ledger.ts'
 
 /** After its exit a worker's last messages may still be in the channel. */
 const LAST_WORDS_MS = 500
+/** An answer that is late is an answer, too: only the master counts. */
+const ASK_TIMEOUT_MS = 60_000
 /** Signals that reach every process of a unit and kill a Node that has not run its first line yet. */
 const STRAY = new Set<NodeJS.Signals>(['SIGUSR2', 'SIGHUP', 'SIGUSR1', 'SIGTERM', 'SIGINT', 'SIGQUIT'])
 
@@ -57,6 +59,8 @@ export class WorkerHandle {
   readonly slot: SlotIndex
   readonly child: ChildProcess
   readonly startedAt = performance.now()
+  /** When its last message came. */
+  heardAt = 0
   counts: Counts = NO_COUNTS
   /** What it held when its app ended it in the midst of its drain; null where it had no time to say so. */
   lost: readonly Held[] | null = null
@@ -118,6 +122,11 @@ export class WorkerHandle {
   /** The last one of that kind was not answered. */
   awaitsProbe(kind: ProbeKind): boolean {
     return [...this.probes.values()].some((asked) => asked.kind === kind)
+  }
+
+  /** Wants an answer of any kind ({@link heardAt}): a probe under a number that {@link takeProbe} never knows. */
+  ask(): void {
+    this.send({ t: 'probe', id: 0, kind: 'liveness', target: { k: 'event-loop' }, timeoutMs: ASK_TIMEOUT_MS })
   }
 
   /** Which one was answered; undefined: too late, or none of ours. */
@@ -189,6 +198,7 @@ export class WorkerHandle {
 
   private receive(message: FromWorker | undefined): void {
     if (!message) return
+    this.heardAt = performance.now()
     if (message.t === 'draining') {
       // Once: said again and again it would put the end of a stop off for ever.
       if (this.saidDraining) return

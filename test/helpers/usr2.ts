@@ -40,7 +40,12 @@ export interface Usr2Options {
   readonly nodeArgs?: readonly string[]
   /** A process group of its own. */
   readonly detached?: boolean
+  /** Descriptors from 3 on with their names, as a service manager passes them (sd_listen_fds(3)). */
+  readonly passed?: readonly { readonly name: string; readonly fd: number | 'pipe' }[]
 }
+
+/** LISTEN_PID is the process that usr2 becomes. */
+const PASS = 'LISTEN_PID=$$; export LISTEN_PID; exec "$@"'
 
 /** A line of usr2's log. */
 export interface LogEvent {
@@ -76,15 +81,24 @@ export class Usr2 {
     this.#options = options
     this.cwd = cwd
     this.control = join(tmp, 'c.sock')
-    this.process = start(t, options.node ?? process.execPath, {
+    const { passed, node = process.execPath } = options
+    this.process = start(t, passed ? 'sh' : node, {
       name: 'usr2 run',
       args: [
+        ...(passed ? ['-c', PASS, 'sh', node] : []),
         ...(options.nodeArgs ?? []),
         ...[CLI, 'run', '--control', this.control, '--name', 't', ...(options.flags ?? [])],
         ...(entry === undefined ? [] : [entry]),
         ...(options.args ?? []),
       ],
-      env: options.env,
+      env: {
+        ...(passed && {
+          LISTEN_FDS: String(passed.length),
+          LISTEN_FDNAMES: passed.map(({ name }) => name).join(':'),
+        }),
+        ...options.env,
+      },
+      moreStdio: passed?.map(({ fd }) => fd),
       cwd,
       detached: options.detached,
     })
