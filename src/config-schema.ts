@@ -6,12 +6,12 @@
  * valibot, because it is in the master for life: 18 kB of the bundle, where zod was 760 kB and 7 MB of resident
  * memory.
  */
-import { availableParallelism } from 'node:os'
 import * as v from 'valibot'
 import { NAME, NAME_RULE } from './config-paths.ts'
 import { analysisFromText, probeFromText, stepsFromText, warmUpFromText } from './config-rollout.ts'
 import * as shapes from './config-shapes.ts'
 import { rightTime, secondsOf, text, timeOf, whole } from './config-shapes.ts'
+import { autoWorkers } from './master/memory.ts'
 import { PROBES } from './rollout/state.ts'
 import type { ProbeKind } from './rollout/state.ts'
 
@@ -86,12 +86,12 @@ export const schema = v.strictObject({
     v.optional(
       v.pipe(
         v.union([v.literal('auto'), whole(1, MAX_WORKERS)]),
-        v.transform((given) => (given === 'auto' ? availableParallelism() : given)),
+        v.transform((given) => (given === 'auto' ? autoWorkers() : given)),
       ),
       1,
     ),
     {
-      means: 'worker processes; auto: one per available core',
+      means: 'worker processes; auto: one per core that the cgroup allows',
       right: `a whole number from 1 to ${MAX_WORKERS}, or auto`,
       value: 'N|auto',
       fromText: number,
@@ -237,6 +237,7 @@ export const schema = v.strictObject({
     right: 'an object, in the config file, with a command for beforeSpawn, beforePromote, …',
   }),
   hookTimeout: time('60s', 'a hook that runs for longer is killed', 1),
+  stopDelay: time('0', 'a stop: /readyz fails, and so long everything serves on'),
   metrics: documented(v.optional(shapes.metricsAt()), {
     means: 'Prometheus metrics, /livez and /readyz: HOST:PORT or the path of a socket',
     right: 'IP:PORT such as 127.0.0.1:9464, a port of 127.0.0.1, or the path of a unix socket',

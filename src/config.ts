@@ -83,6 +83,8 @@ export interface Config {
   readonly maxAgeMs: number | null
   readonly hooks: Readonly<Partial<Record<Hook, HookSpec>>>
   readonly hookTimeoutMs: number
+  /** A graceful stop: how long everything serves on while /readyz fails. */
+  readonly stopDelayMs: number
   readonly metrics: MetricsAt | null
   /** What the user said; see `defaultControlPath` for null. */
   readonly control: string | null
@@ -352,6 +354,7 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     maxAgeMs: output.maxAge ?? null,
     hooks: output.hooks,
     hookTimeoutMs: output.hookTimeout,
+    stopDelayMs: output.stopDelay,
     metrics,
     control: controlPath,
     pidFile: pathOf(givens.pidFile) ?? null,

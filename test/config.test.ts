@@ -1,11 +1,11 @@
 import { symlinkSync, unlinkSync, writeFileSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
 import { configJsonSchema } from '../src/config-jsonschema.ts'
 import * as c from '../src/config.ts'
 import { nearest, parseJson } from '../src/config-values.ts'
+import { autoWorkers } from '../src/master/memory.ts'
 import { PROBES } from '../src/rollout/state.ts'
 
 type Input = { argv?: string[]; env?: NodeJS.ProcessEnv; cwd: string }
@@ -74,6 +74,7 @@ void t.test('an entry alone is enough: defaults', async (t) => {
     maxAgeMs: null,
     hooks: {},
     hookTimeoutMs: 60_000,
+    stopDelayMs: 0,
     metrics: null,
     control: null,
     pidFile: null,
@@ -121,7 +122,7 @@ void t.test('our flags end where the entry begins', async (t) => {
   )
   t.strictSame(spaced.nodeArgs, ['--max-old-space-size=512', '--enable-source-maps'])
   t.equal(spaced.name, 'a=b')
-  t.equal(good(run(cwd, '--workers', 'auto', 'x.js')).workers, availableParallelism())
+  t.equal(good(run(cwd, '--workers', 'auto', 'x.js')).workers, autoWorkers())
   t.ok(c.wantsHelp(['--workers', '2', '--help']))
   t.notOk(c.wantsHelp(['server.js', '--help']), "the app's own --help")
 })

@@ -145,6 +145,7 @@ export function policyOf(config: Config): Policy {
     warmUp: config.warmUp !== null,
     hooks: HOOKS.filter((hook) => hooks[hook] !== undefined),
     hookTimeoutMs,
+    stopDelayMs: config.stopDelayMs,
     replaceAt: {
       memoryBytes: config.maxMemoryBytes,
       requests: config.maxRequests,
@@ -160,7 +161,9 @@ export function policyOf(config: Config): Policy {
 
 /** The longest that a stop may take: what a unit's TimeoutStopSec must exceed. */
 export function stopBudgetMs(policy: Policy): number {
-  return policy.drainTimeoutMs + policy.shutdownTimeoutMs + policy.killTimeoutMs
+  const hookMs = policy.hooks.includes('beforeStop') ? policy.hookTimeoutMs : 0
+  const { stopDelayMs, drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs } = policy
+  return hookMs + stopDelayMs + drainTimeoutMs + shutdownTimeoutMs + killTimeoutMs
 }
 
 function inherited(env: NodeJS.ProcessEnv): Record<string, string> {

@@ -1,5 +1,6 @@
 /** Second part of a step: acts on every timer that has run out. */
 import { Draft, policyOf } from './draft.ts'
+import { expireFarewell } from './farewell.ts'
 import { fail } from './losing.ts'
 import { expireProbes } from './probing.ts'
 import { missing } from './questions.ts'
@@ -9,6 +10,7 @@ import type { Ms, Worker } from './state.ts'
 
 export function expire(draft: Draft): void {
   expireRollout(draft)
+  expireFarewell(draft)
   const { top } = draft
   if (top.k === 'steady' && top.parked !== null && draft.due(top.parked.until)) {
     const what = { a: 'unparked', generation: top.parked.generation, why: 'its time is over' } as const
