@@ -16,6 +16,7 @@ import type { PinResult } from './generation.ts'
 import { isAlive } from './leftovers.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
 import type { Metrics } from './metrics.ts'
+import { watchOrphans } from './orphans.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
 import { createLogger, ownVersion } from './report.ts'
 import { seconds } from './words.ts'
@@ -63,6 +64,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   let metrics: Metrics | undefined
   let stacks: StackReader | undefined
   let runtime: string | undefined
+  const forgetOrphans = process.pid === 1 ? watchOrphans({ log }) : () => {}
   let end: (status: number) => void = () => {}
   const ended = new Promise<number>((resolve) => (end = resolve))
   try {
@@ -105,6 +107,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   } catch (error) {
     return complain(1, [error instanceof Error ? error.message : String(error)])
   } finally {
+    forgetOrphans()
     // Before the control socket, which takes its own empty directory away.
     if (runtime) rmSync(runtime, { recursive: true, force: true })
     await control?.close()
