@@ -85,9 +85,15 @@ export interface Config {
   readonly hookTimeoutMs: number
   /** A graceful stop: how long everything serves on while /readyz fails. */
   readonly stopDelayMs: number
+  /** A name or a number: as whom a root master's workers run; null: as the master. */
+  readonly user: string | null
+  readonly group: string | null
   readonly metrics: MetricsAt | null
   /** What the user said; see `defaultControlPath` for null. */
   readonly control: string | null
+  /** Permission bits of the control socket, and whose the second digit is; null: the master's group. */
+  readonly controlMode: number
+  readonly controlGroup: string | null
   readonly pidFile: string | null
   readonly logLevel: 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'fatal' | 'silent'
   readonly sources: {
@@ -355,8 +361,15 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     hooks: output.hooks,
     hookTimeoutMs: output.hookTimeout,
     stopDelayMs: output.stopDelay,
+    user: output.user ?? null,
+    group: output.group ?? null,
     metrics,
     control: controlPath,
+    controlMode: Number.parseInt(
+      output.controlMode ?? (output.controlGroup === undefined ? '600' : '660'),
+      8,
+    ),
+    controlGroup: output.controlGroup ?? null,
     pidFile: pathOf(givens.pidFile) ?? null,
     logLevel: output.logLevel,
     sources: { file: file.path },
@@ -519,7 +532,7 @@ function show(raw: unknown): string {
 
 /** The keys that differ and that a running master cannot change: only a restart can. */
 export function needsRestart(running: Config, wanted: Config): string[] {
-  const fixed = ['name', 'control', 'pidFile', 'logLevel', 'metrics'] as const
+  const fixed = ['name', 'control', 'controlMode', 'controlGroup', 'pidFile', 'logLevel', 'metrics'] as const
   return fixed.filter((key) => JSON.stringify(running[key]) !== JSON.stringify(wanted[key]))
 }
 

@@ -1,9 +1,8 @@
 /** `usr2 run`: wires the parts of a master together, and takes them apart again. Read this file first. */
 // Before anything of the master is evaluated.
 import './v8-flags.ts'
-import { accessSync, constants, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
+import { accessSync, constants, existsSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { StackReader, busyness } from './blocked.ts'
 import { defaultControlPath, loadConfig, needsRestart, startDirectory } from '../config.ts'
 import type { Config } from '../config.ts'
@@ -13,12 +12,13 @@ import type { Control } from './control.ts'
 import { hasTerminal, letGoOfTerminal, listenToSignals } from './early-signals.ts'
 import { pinGeneration, stopBudgetMs } from './generation.ts'
 import type { PinResult } from './generation.ts'
-import { isAlive } from './leftovers.ts'
+import { gidOf, mayRead } from './identity.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
 import type { Metrics } from './metrics.ts'
 import { watchOrphans } from './orphans.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
 import { createLogger, ownVersion } from './report.ts'
+import { makeRuntimeDirectory } from './runtime-directory.ts'
 import { seconds } from './words.ts'
 import { Supervisor } from './supervisor.ts'
 import { createNotifier } from './systemd.ts'
@@ -40,7 +40,8 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   if (!loaded.ok) return complain(2, loaded.complaints)
   const { config } = loaded
   const first = await pinGeneration(config, env)
-  if (!first.ok) return complain(2, first.reasons)
+  const group = await groupOf(config)
+  if (!first.ok || !group.ok) return complain(2, [...reasonsOf(first), ...reasonsOf(group)])
   const place = defaultControlPath(config, env, canWrite)
   if (!place.ok) return complain(1, [place.complaint])
 
@@ -56,7 +57,18 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     if (fixed.length > 0) {
       log.warn({ keys: fixed }, `changed, but only a restart can change it: ${fixed.join(', ')}`)
     }
-    return pinGeneration(again.config, env)
+    const pinned = await pinGeneration(again.config, env)
+    return pinned.ok ? loadable(pinned) : pinned
+  }
+  /** A worker loads its guest from the runtime directory, as its own user. */
+  const loadable = async (pin: PinResult & { readonly ok: true }): Promise<PinResult> => {
+    const { identity } = pin.pinned
+    const file = join(preload(), 'preload.cjs')
+    if (identity === null || (await mayRead(file, identity))) return pin
+    const reason =
+      `Workers as ${identity.name} could not load ${file}: that user may not read it, or not enter a directory on the ` +
+      'way to it. Let others enter those (chmod o+x), or take another place with --control PATH.'
+    return { ok: false, reasons: [reason] }
   }
 
   const notifier = createNotifier({ env: process.env, log })
@@ -64,11 +76,11 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   let metrics: Metrics | undefined
   let stacks: StackReader | undefined
   let runtime: string | undefined
+  const preload = (): string => (runtime ??= makeRuntimeDirectory(place.path, config.name))
   const forgetOrphans = process.pid === 1 ? watchOrphans({ log }) : () => {}
   let end: (status: number) => void = () => {}
   const ended = new Promise<number>((resolve) => (end = resolve))
   try {
-    const preload = (): string => (runtime ??= makeRuntimeDirectory(place.path, config.name))
     const face = new Supervisor({
       config,
       log,
@@ -88,8 +100,17 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       },
     })
     // The socket is what tells a second master of the same name, so it comes before anything is started.
-    control = await openControl({ path: place.path, face, log })
-    preload()
+    const { controlMode: mode } = config
+    control = await openControl({
+      path: place.path,
+      mode,
+      gid: group.gid,
+      shared: isShared(config),
+      face,
+      log,
+    })
+    const loading = await loadable(first)
+    if (!loading.ok) return complain(1, loading.reasons)
     if (config.stackOfBlocked) {
       stacks = await StackReader.open({ helper: join(preload(), 'blocked.mjs'), log })
     }
@@ -118,6 +139,26 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     notifier.close()
   }
 }
+
+/** Others have to find what is beside the control socket: whoever may connect to it, and workers of another user. */
+const isShared = ({ user, group, controlMode, controlGroup }: Config): boolean =>
+  user !== null || group !== null || controlGroup !== null || controlMode !== 0o600
+
+type GroupResult =
+  | { readonly ok: true; readonly gid: number | null }
+  | { readonly ok: false; readonly reasons: readonly string[] }
+
+async function groupOf({ controlGroup }: Config): Promise<GroupResult> {
+  try {
+    return { ok: true, gid: controlGroup === null ? null : await gidOf(controlGroup, '--control-group') }
+  } catch (error) {
+    return { ok: false, reasons: [error instanceof Error ? error.message : String(error)] }
+  }
+}
+
+const reasonsOf = (
+  result: { readonly ok: true } | { readonly ok: false; readonly reasons: readonly string[] },
+) => (result.ok ? [] : result.reasons)
 
 function complain(status: 1 | 2, complaints: readonly string[]): number {
   for (const complaint of complaints) process.stderr.write(`usr2: ${complaint}\n`)
@@ -202,32 +243,4 @@ function canWrite(directory: string): boolean {
     }
   }
   return false
-}
-
-/**
- * A directory of this master's own beside its control socket, with a copy of the guest and of the helper that looks into blocked workers: an `npm ci` or an upgrade
- * on disk never mixes versions. What a killed master of the same name left is swept.
- */
-function makeRuntimeDirectory(control: string, name: string): string {
-  const parent = dirname(control)
-  const prefix = `.usr2-${name}-`
-  for (const entry of readdirSync(parent)) {
-    const pid = entry.startsWith(prefix) ? Number(entry.slice(prefix.length)) : NaN
-    if (Number.isInteger(pid) && !isAlive(pid)) rmSync(join(parent, entry), { recursive: true, force: true })
-  }
-  const directory = join(parent, `${prefix}${process.pid}`)
-  rmSync(directory, { recursive: true, force: true })
-  mkdirSync(directory, { mode: 0o755 })
-  try {
-    for (const name of ['preload.cjs', 'blocked.mjs']) copyFileSync(builtFile(name), join(directory, name))
-  } catch (error) {
-    rmSync(directory, { recursive: true, force: true })
-    throw error
-  }
-  return directory
-}
-
-/** Beside the built CLI. */
-function builtFile(name: string): string {
-  return join(dirname(fileURLToPath(import.meta.url)), name)
 }

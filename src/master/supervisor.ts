@@ -341,6 +341,7 @@ export class Supervisor implements Face {
       hook,
       command: spec.command,
       cwd: pinned.cwd,
+      identity: pinned.identity,
       env: hookEnvironment(pinned.env, {
         ...{ hook, name: this.parts.config.name, reload: Number(reload.replace(/^r/, '')) },
         ...{ about: facts(about), previous: facts(other), ...ended },
