@@ -271,6 +271,7 @@ export const schema = v.strictObject({
   }),
   controlGroup: account('GROUP', 'the group of that socket', 'group', 'that of usr2'),
   pidFile: path('FILE', "gets the master's pid once the app is ready"),
+  logFile: path('FILE', "the master's own log; SIGUSR1 opens it anew", 'the path of a file', 'stderr'),
   logLevel: documented(v.optional(v.picklist(LEVELS), 'info'), {
     means: LEVELS.join(', '),
     right: `one of ${LEVELS.join(', ')}`,

@@ -95,6 +95,8 @@ export interface Config {
   readonly controlMode: number
   readonly controlGroup: string | null
   readonly pidFile: string | null
+  /** The master's own log; null: stderr. */
+  readonly logFile: string | null
   readonly logLevel: 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'fatal' | 'silent'
   readonly sources: {
     /** The config file that was read: `--config`'s, or the package.json that has a `"usr2"` key. */
@@ -371,6 +373,7 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     ),
     controlGroup: output.controlGroup ?? null,
     pidFile: pathOf(givens.pidFile) ?? null,
+    logFile: pathOf(givens.logFile) ?? null,
     logLevel: output.logLevel,
     sources: { file: file.path },
   }
@@ -532,7 +535,16 @@ function show(raw: unknown): string {
 
 /** The keys that differ and that a running master cannot change: only a restart can. */
 export function needsRestart(running: Config, wanted: Config): string[] {
-  const fixed = ['name', 'control', 'controlMode', 'controlGroup', 'pidFile', 'logLevel', 'metrics'] as const
+  const fixed = [
+    'name',
+    'control',
+    'controlMode',
+    'controlGroup',
+    'pidFile',
+    'logFile',
+    'logLevel',
+    'metrics',
+  ] as const
   return fixed.filter((key) => JSON.stringify(running[key]) !== JSON.stringify(wanted[key]))
 }
 

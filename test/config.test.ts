@@ -82,6 +82,7 @@ void t.test('an entry alone is enough: defaults', async (t) => {
     controlMode: 0o600,
     controlGroup: null,
     pidFile: null,
+    logFile: null,
     logLevel: 'info',
     sources: { file: null },
   })

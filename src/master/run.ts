@@ -14,6 +14,7 @@ import { pinGeneration, stopBudgetMs } from './generation.ts'
 import type { PinResult } from './generation.ts'
 import { gidOf, mayRead } from './identity.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
+import { LogFile } from './log-file.ts'
 import type { Metrics } from './metrics.ts'
 import { watchOrphans } from './orphans.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
@@ -45,7 +46,10 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   const place = defaultControlPath(config, env, canWrite)
   if (!place.ok) return complain(1, [place.complaint])
 
-  const log = await createLogger(config.logLevel, config.name)
+  const opened = openLogFile(config)
+  if (!opened.ok) return complain(2, opened.reasons)
+  const { file } = opened
+  const log = await createLogger(config.logLevel, config.name, file)
   for (const warning of loaded.warnings) log.warn({}, warning)
   // Nothing of ours may pin a release's directory; the workers get theirs with each spawn.
   process.chdir('/')
@@ -122,9 +126,11 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         `a stop takes at most ${seconds(stopBudgetMs(policy))}`,
     )
     face.start(first.pinned)
-    takeSignals(face, log, env)
+    takeSignals(face, log, env, file)
     notifier.startWatchdog(() => true)
-    return await ended
+    const status = await ended
+    if (status !== 0 && file !== null) complain(1, [`It gave up; ${file.path} has the reasons.`])
+    return status
   } catch (error) {
     return complain(1, [error instanceof Error ? error.message : String(error)])
   } finally {
@@ -143,6 +149,18 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
 /** Others have to find what is beside the control socket: whoever may connect to it, and workers of another user. */
 const isShared = ({ user, group, controlMode, controlGroup }: Config): boolean =>
   user !== null || group !== null || controlGroup !== null || controlMode !== 0o600
+
+type LogFileResult =
+  | { readonly ok: true; readonly file: LogFile | null }
+  | { readonly ok: false; readonly reasons: readonly string[] }
+
+function openLogFile({ logFile }: Config): LogFileResult {
+  try {
+    return { ok: true, file: logFile === null ? null : new LogFile(logFile) }
+  } catch (error) {
+    return { ok: false, reasons: [error instanceof Error ? error.message : String(error)] }
+  }
+}
 
 type GroupResult =
   | { readonly ok: true; readonly gid: number | null }
@@ -197,7 +215,7 @@ function removePid({ pidFile }: Config, log: Log): void {
 }
 
 /** What each signal means. Handlers only tell: the supervisor is asked, and decides by the machine. */
-function takeSignals(supervisor: Supervisor, log: Log, env: NodeJS.ProcessEnv): void {
+function takeSignals(supervisor: Supervisor, log: Log, env: NodeJS.ProcessEnv, file: LogFile | null): void {
   const hadTerminal = hasTerminal()
   if (env['npm_lifecycle_event'] !== undefined || env['npm_command'] !== undefined) {
     log.warn(
@@ -226,10 +244,21 @@ function takeSignals(supervisor: Supervisor, log: Log, env: NodeJS.ProcessEnv): 
           if (problem !== null) log.warn({ event: 'refused', signal }, problem)
         })
       case 'SIGUSR1':
-        // Reopening logs comes with a later version; never fatal.
-        return
+        return reopen(file, log)
     }
   })
+}
+
+function reopen(file: LogFile | null, log: Log): void {
+  if (file === null) return
+  try {
+    file.reopen()
+    log.info({ event: 'log-reopened', path: file.path }, `the log goes on in ${file.path}`)
+  } catch (error) {
+    const text = `${error instanceof Error ? error.message : String(error)} The file that was open goes on.`
+    log.warn({ event: 'log-not-reopened', path: file.path }, text)
+    complain(1, [text])
+  }
 }
 
 function canWrite(directory: string): boolean {
