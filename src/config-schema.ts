@@ -313,7 +313,7 @@ const HEADINGS: Readonly<Partial<Record<OuterKey, string>>> = {
   ready: 'A worker, from its start to its end',
   strategy: 'Rollouts',
   startup: 'Probes, limits and hooks',
-  metrics: 'The master',
+  user: 'The master',
 }
 
 /** The help text of `usr2 <command>`, which takes the options of `run`. */
