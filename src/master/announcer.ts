@@ -83,8 +83,9 @@ export class Announcer {
         return this.announceReady(what.worker)
       case 'shifting': {
         const { top } = this.parts.state()
-        const open = top.k === 'rolling-out' ? top.rollout.open : 0
         const slots = this.parts.state().generations.get(what.generation)?.slots.length ?? 0
+        // Promoted with the same breath there is no rollout any more.
+        const open = top.k === 'rolling-out' ? top.rollout.open : slots
         const who = open >= slots ? 'every worker is' : `${open} of ${plural(slots, 'worker')} are`
         const text = `generation ${what.generation}: ${who} ready; handing over the listeners`
         return this.follow('shifting', {}, what.generation, text)

@@ -64,6 +64,11 @@ export class Hooks {
     return running.result
   }
 
+  /** Ends those that run now, and waits for nothing. */
+  end(hooks: readonly Hook[], why: string): void {
+    for (const running of this.running) if (hooks.includes(running.hook)) running.end(why)
+  }
+
   /** Ends what runs; no other begins. Resolves when nothing of them is left. */
   async stop(): Promise<void> {
     this.stopped = true
@@ -102,6 +107,10 @@ class Running {
       // Some failures are thrown at once (E2BIG, a null byte in an argument), some told by an event.
       this.notStarted(error instanceof Error ? error : new Error(String(error)))
     }
+  }
+
+  get hook(): Hook {
+    return this.order.hook
   }
 
   /** SIGTERM to all of it, and SIGKILL to what is still there when its time is up. */

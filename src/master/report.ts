@@ -56,17 +56,21 @@ function change(from: Pinned | undefined, to: Pinned | undefined): string {
 
 /** One line: `generation 7 -> 8 in 2.1 s: /srv/releases/41 -> /srv/releases/42 (1.4.0 -> 1.5.0)`. */
 export function verdictText(decision: Decision, pinned: ReadonlyMap<number, Pinned>): string {
-  const { outcome, current, other, tookMs, reasons } = decision
+  const { outcome, kind, current, other, tookMs, reasons } = decision
   const took = seconds(tookMs)
   switch (outcome) {
     case 'promoted':
+      // A rollback asked for in the midst of a rollout has ended that, and there is nothing else to go back to.
+      if (other === null) return `generation ${current} serves on: ${reasons.join('; ')}`
       return `generation ${other} -> ${current} in ${took}${change(pinned.get(other ?? -1), pinned.get(current ?? -1))}`
     case 'rolled-back':
+      if (kind === 'rollback')
+        return `the rollback to generation ${other} failed after ${took}, generation ${current} serves on: ${reasons.join('; ')}`
       return `generation ${other} was rolled back after ${took}, generation ${current} serves on: ${reasons.join('; ')}`
     case 'refused':
-      return `the reload was refused, generation ${current} serves on: ${reasons.join(' ')}`
+      return `the ${kind} was refused, generation ${current} serves on: ${reasons.join(' ')}`
     case 'overtaken':
-      return `the reload was ended after ${took}: ${reasons.join('; ')}`
+      return `the ${kind} was ended after ${took}: ${reasons.join('; ')}`
   }
 }
 

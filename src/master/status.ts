@@ -162,7 +162,7 @@ function rolloutWaitsFor({ top }: State, now: number): string {
     `(at most ${seconds(Math.max(0, timer.timerAt - now))} more)`
   switch (doing.k) {
     case 'pinning':
-      return 'reading configuration and code'
+      return 'for configuration and code to be read'
     case 'before-spawn':
       return `for the hook beforeSpawn ${left(doing.by)}`
     case 'before-promote':

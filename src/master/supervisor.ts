@@ -6,8 +6,8 @@
  */
 import type { Config } from '../config.ts'
 import { MAX_DRAIN_MS } from '../protocol.ts'
-import type { FromWorker, Held, KnownListener } from '../protocol.ts'
-import { currentOf, holder, isGoing, serves, stateOf } from '../rollout/questions.ts'
+import type { FromWorker, Held, KnownListener, Statistics } from '../protocol.ts'
+import { currentOf, holder, isGoing, roleOf, serves, stateOf } from '../rollout/questions.ts'
 import { initialState } from '../rollout/state.ts'
 import type {
   Announcement,
@@ -46,6 +46,8 @@ import { MAX_YIELD_MS, canRaise, lower, raise } from './niceness.ts'
 import type { Notifier } from './systemd.ts'
 import type { GenerationTotals, Verdicts } from './totals.ts'
 import { TicketKeys } from './ticket-keys.ts'
+import { Turns } from './turns.ts'
+import type { Place } from './turns.ts'
 import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
 import { heldText, plural, seconds } from './words.ts'
@@ -117,6 +119,7 @@ export class Supervisor implements Face {
   private readonly books = new Books()
   private readonly bans = new Bans()
   private readonly announcer: Announcer
+  private readonly turns = new Turns({ turn: ({ worker, key }) => this.listeners.turn(worker, key) })
   private readonly orders = new Map<OrderId, (problem: string | null) => void>()
   private lastAsk = 0
   private lastOrder = 0
@@ -177,7 +180,20 @@ export class Supervisor implements Face {
       this.stepping = false
     }
     this.listeners.restorePaths()
+    this.turns.among(this.places())
     this.arm()
+  }
+
+  /** Every open grant while two generations share the connections; else none: nobody asks who gets them. */
+  private places(): Place[] {
+    const { top, workers } = this.state
+    if (top.k !== 'rolling-out' || top.rollout.open === 0) return []
+    const places = [...workers.values()].flatMap(({ id, claims }) => {
+      const worker = this.handles.get(id)
+      return [...claims].flatMap(([key, { k }]) => (worker && k === 'open' ? [{ worker, key }] : []))
+    })
+    const generations = new Set(places.map(({ worker }) => worker.generation))
+    return generations.size > 1 ? places : []
   }
 
   private arm(): void {
@@ -298,7 +314,33 @@ export class Supervisor implements Face {
     const handle = this.handles.get(id)
     const target = this.pinned.get(handle?.generation ?? -1)?.config.probes[kind]?.target
     if (!handle || !target) return
+    if (handle.awaitsProbe(kind)) this.countProbe(handle, false)
     handle.send({ t: 'probe', id: handle.expectProbe(kind, nth), kind, target, timeoutMs })
+  }
+
+  /** In time: after it the machine has counted a failure already. */
+  private isAsking(
+    worker: WorkerId,
+    { kind, nth }: { readonly kind: ProbeKind; readonly nth: number },
+  ): boolean {
+    const probing = this.state.workers.get(worker)?.probes[kind]
+    return probing?.doing.k === 'asking' && probing.nth === nth
+  }
+
+  /**
+   * Its loop was blocked by loading the app: no client waited for it. (An app that takes 2.5 s to load, also in the
+   * current version, failed `loopDelay < 300ms`.)
+   */
+  private asServing(worker: WorkerId, statistics: Statistics): Statistics {
+    const claims = [...(this.state.workers.get(worker)?.claims.values() ?? [])]
+    const serves = claims.length === 0 || claims.some(({ k }) => k === 'open')
+    return serves ? statistics : { ...statistics, loopDelayMs: 0 }
+  }
+
+  /** For an analysis. That a worker which boots is not ready yet says nothing against its version. */
+  private countProbe({ id, generation }: WorkerHandle, passed: boolean): void {
+    if (this.state.workers.get(id)?.phase.k === 'ready')
+      this.books.probed(generation, passed, performance.now())
   }
 
   private warmUp(id: WorkerId): void {
@@ -451,7 +493,9 @@ export class Supervisor implements Face {
         return this.dispatch({ e: 'opened', worker, key })
       }
       case 'withdrawn':
-        return this.dispatch({ e: 'withdrawn', worker, key: message.key })
+        this.dispatch({ e: 'withdrawn', worker, key: message.key })
+        if (!this.isWithdrawing(worker)) this.onWithdrawn(worker)
+        return
       case 'ready':
         return this.dispatch({ e: 'said-ready', worker })
       case 'draining':
@@ -472,12 +516,12 @@ export class Supervisor implements Face {
       case 'holding':
         return this.extendWhileStopping()
       case 'statistics':
-        return this.books.told(handle, message.statistics, performance.now())
+        return this.books.told(handle, this.asServing(worker, message.statistics), performance.now())
       case 'probed': {
         const asked = handle.takeProbe(message.id)
         if (!asked) return
-        this.books.probed(handle.generation, message.failure === null, performance.now())
         const { failure } = message
+        this.countProbe(handle, failure === null && this.isAsking(worker, asked))
         return this.dispatch({ e: 'probed', worker, probe: asked.kind, nth: asked.nth, failure })
       }
       case 'warmed':
@@ -612,7 +656,9 @@ export class Supervisor implements Face {
    * that it is to accept no more (seen: 4 of 40 connections made right after a verdict, on a loaded machine).
    */
   private whenWithdrawn(generation: GenerationId | null, then: () => void): void {
-    const accepting = [...this.handles.values()].filter((handle) => handle.generation === generation)
+    const accepting = [...this.handles.values()].filter(
+      (handle) => handle.generation === generation && this.isToldToStop(handle),
+    )
     if (accepting.length === 0) return then()
     const waiting: Withdrawal = {
       accepting: new Set(accepting.map(({ id }) => id)),
@@ -621,6 +667,21 @@ export class Supervisor implements Face {
       timer: setTimeout(() => this.deliver(waiting), WITHDRAWAL_TIMEOUT_MS),
     }
     this.withdrawals.add(waiting)
+  }
+
+  /**
+   * It will say so when it accepts no more: as it begins to drain, or of each listener where it stays, parked. A worker
+   * that has said so before says nothing now, and nobody is to wait for it.
+   */
+  private isToldToStop({ id, saidDraining }: WorkerHandle): boolean {
+    const worker = this.state.workers.get(id)
+    if (worker?.phase.k !== 'ready') return !saidDraining
+    return roleOf(this.state.top, worker.generation) !== 'parked' || this.isWithdrawing(id)
+  }
+
+  private isWithdrawing(worker: WorkerId): boolean {
+    const claims = this.state.workers.get(worker)?.claims.values() ?? []
+    return [...claims].some(({ k }) => k === 'withdrawing')
   }
 
   private onWithdrawn(worker: WorkerId): void {
@@ -642,6 +703,7 @@ export class Supervisor implements Face {
   private async end(status: 0 | 1, why: readonly string[]): Promise<void> {
     clearTimeout(this.timer)
     clearInterval(this.scales)
+    this.turns.end()
     await this.hooks.stop()
     for (const [pid, timer] of this.leftoverKills) {
       clearTimeout(timer)
@@ -668,6 +730,8 @@ export class Supervisor implements Face {
       case 'rollout-ended':
         this.lastVerdict = this.verdict(what.verdict)
         this.lastJudgement = null
+        // Aborted or stopped in the midst of one: it must not go on beside that of the next rollout.
+        this.hooks.end(['beforeSpawn', 'beforePromote'], 'was ended: the rollout is over')
         if (what.verdict.outcome === 'promoted') this.lastReplaced = what.verdict.other
         this.books.judged(what.verdict)
         this.bans.judged(what.verdict, this.pinned, new Date())

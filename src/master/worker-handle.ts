@@ -67,7 +67,7 @@ export class WorkerHandle {
   private slowest: Slowest | null = null
   private saidDrained = false
   saidHello = false
-  private saidDraining = false
+  saidDraining = false
   private readonly parts: WorkerParts
   private failure: Failure | null = null
   private stderr = ''
@@ -115,6 +115,11 @@ export class WorkerHandle {
     for (const [open, asked] of this.probes) if (asked.kind === kind) this.probes.delete(open)
     this.probes.set(id, { kind, nth })
     return id
+  }
+
+  /** The last one of that kind was not answered. */
+  awaitsProbe(kind: ProbeKind): boolean {
+    return [...this.probes.values()].some((asked) => asked.kind === kind)
   }
 
   /** Which one was answered; undefined: too late, or none of ours. */

@@ -85,15 +85,19 @@ function absorbWorkerFact(
 ): void {
   const isUp = worker.phase.k === 'booting' || worker.phase.k === 'ready'
   switch (event.e) {
-    case 'claimed':
+    case 'claimed': {
       if (worker.claims.has(event.key)) return
       draft.setClaim(worker, event.key, { k: 'held' })
       // It crossed our order to leave on its way: bound for nobody, unless the current generation listens there too.
-      if (!isUp || roleOf(draft.top, worker.generation) === 'old')
+      // So is what a parked worker opens, and one whose slot was scaled away.
+      const role = roleOf(draft.top, worker.generation)
+      const slot = draft.generation(worker.generation)?.slots[worker.slot]
+      if (!isUp || role === 'old' || role === 'parked' || slot === undefined)
         return draft.setDropping([...draft.dropping, event.key])
       noteClaim(draft, worker, event.key)
       if (worker.phase.k === 'ready') learnWants(draft, worker.id)
       return
+    }
     case 'unclaimed':
       // `wants` stays: a crashing app closes its servers before it exits, and its successor must open them again.
       if (worker.claims.has(event.key)) draft.setClaim(worker, event.key, null)

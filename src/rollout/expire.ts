@@ -9,6 +9,12 @@ import { endRollout, enterStep, expireAnalysis, goOn, hookEnded } from './rollou
 import type { Ms, Worker } from './state.ts'
 
 export function expire(draft: Draft): void {
+  // Workers first: what a rollout goes on with may have run out at the same moment.
+  for (const worker of [...draft.workers.values()]) {
+    // An expiry may end a rollout and thereby change workers that come later in this list.
+    const now = draft.worker(worker.id)
+    if (now) expireWorker(draft, now)
+  }
   expireRollout(draft)
   expireFarewell(draft)
   const { top } = draft
@@ -16,11 +22,6 @@ export function expire(draft: Draft): void {
     const what = { a: 'unparked', generation: top.parked.generation, why: 'its time is over' } as const
     draft.order({ c: 'announce', what })
     draft.top = { ...top, parked: null }
-  }
-  for (const worker of [...draft.workers.values()]) {
-    // An expiry may end a rollout and thereby change workers that come later in this list.
-    const now = draft.worker(worker.id)
-    if (now) expireWorker(draft, now)
   }
 }
 

@@ -98,7 +98,7 @@ function goBackToParked(draft: Draft, reason: string): void {
   if (top.k !== 'steady' || top.parked === null || [...draft.workers.values()].some(serves)) return
   const what = { a: 'unparked', generation: top.parked.generation, why: reason } as const
   draft.order({ c: 'announce', what })
-  unpark(draft, top.current, [], top.parked.generation)
+  unpark(draft, top.current, [], top.parked.generation, reason)
 }
 
 export function stop(draft: Draft, status: 0 | 1, why: readonly string[]): void {

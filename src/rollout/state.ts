@@ -302,6 +302,8 @@ export interface Rollout {
   readonly kind: 'reload' | 'rollback'
   /** The generation that a rollback goes back to. */
   readonly of: GenerationId | null
+  /** What it is for, where nobody asked for it. */
+  readonly why: string | null
   readonly asks: readonly AskId[]
   readonly drop: ReadonlySet<ListenerKey>
   /** Listeners that the candidate claimed, also in workers that are gone: should it fail, they are of no use. */
@@ -368,6 +370,8 @@ export interface State {
   readonly dropping: ReadonlySet<ListenerKey>
   /** Generations that were current, the latest last, whose version can be booted again. */
   readonly history: readonly GenerationId[]
+  /** What each of these listened on: no more can be wanted of its version when it is booted again. */
+  readonly listened: ReadonlyMap<GenerationId, ReadonlySet<ListenerKey>>
   /** The number of slots that an operator asked for, while the configured one stays what it was. */
   readonly scale: { readonly slots: number; readonly configured: number } | null
   readonly nextGeneration: GenerationId
@@ -618,6 +622,7 @@ export const initialState: State = {
   workers: new Map(),
   dropping: new Set(),
   history: [],
+  listened: new Map(),
   scale: null,
   nextGeneration: 1,
   nextWorker: 1,

@@ -98,4 +98,5 @@ export const rollout: Omit<Rollout, 'doing'> = {
   out: 0,
   pause: 'none',
   hooked: 'not-yet',
+  why: null,
 }

@@ -32,6 +32,9 @@ const REST_SLICE_MS = 3_000
 function waitsForSomebody({ top }: State): boolean {
   if (top.k !== 'rolling-out') return false
   const { doing } = top.rollout
+  // Known gap: each batch has a progress deadline of its own, and a candidate whose readiness comes and goes in the time
+  // that a batch has to settle makes no progress and meets none of them. An operator aborts it.
+  if (doing.k === 'settling' || doing.k === 'bringing-up' || doing.k === 'shifting') return true
   return (
     doing.k === 'paused' || doing.k === 'analysing' || (doing.k === 'holding' && doing.until === 'promote')
   )
