@@ -25,6 +25,8 @@ const rules = [
     may: [
       /^src\/config(-\w+)?\.ts$/,
       /^src\/rollout\/state\.ts$/,
+      // `--workers auto`: the processors that we may use.
+      /^src\/master\/memory\.ts$/,
       /^src\/protocol\.ts$/,
       /^src\/address\.ts$/,
     ],

@@ -162,6 +162,11 @@ export class Announcer {
       case 'generation-ended':
         // Told by the supervisor, with the figures.
         return
+      case 'leaving': {
+        const text = `stopping in ${seconds(what.inMs)} at most; all serve on until then (TERM again: now)`
+        log.info({ event: 'leaving', inMs: what.inMs }, text)
+        return notifier.stopping(text)
+      }
       case 'stopping': {
         const why = what.why.length > 0 ? `: ${what.why.join('; ')}` : ''
         log.info({ event: 'stopping', reasons: what.why }, `stopping${why}`)

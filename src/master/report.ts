@@ -7,24 +7,32 @@ import pino from 'pino'
 import type { Logger } from 'pino'
 import type { Verdict as Decision } from '../rollout/state.ts'
 import type { Pinned } from './generation.ts'
+import type { LogFile } from './log-file.ts'
 import { seconds } from './words.ts'
 
 export type { Logger }
 
 /** Lines that cannot be written are kept so far, for a disk that has room again. */
-const MAX_UNWRITTEN_BYTES = 1024 * 1024
+export const MAX_UNWRITTEN_BYTES = 1024 * 1024
 
 /**
- * JSON lines on stderr, so that the app's stdout stays the app's; readable lines on a terminal. A service has no
+ * JSON lines on stderr, or in a file, so that the app's stdout stays the app's; readable lines on a terminal. A service has no
  * terminal, and its master is spared 1 MB for them.
  */
-export async function createLogger(level: string, name: string): Promise<Logger> {
+export async function createLogger(level: string, name: string, file: LogFile | null): Promise<Logger> {
+  return loggerTo(file ?? (await standardError()), level, name)
+}
+
+async function standardError(): Promise<pino.DestinationStream> {
   const destination =
     process.stderr.isTTY === true
       ? (await import('./pretty.ts')).prettyStderr()
       : pino.destination({ dest: 2, sync: true, maxLength: MAX_UNWRITTEN_BYTES })
   // A full disk (ENOSPC) or a terminal that is gone (EIO) must not end the master; unheard, an 'error' would.
-  destination.on('error', () => {})
+  return destination.on('error', () => {})
+}
+
+function loggerTo(destination: pino.DestinationStream, level: string, name: string): Logger {
   return pino(
     {
       level,

@@ -141,6 +141,12 @@ function waitsFor({ state, now }: StatusParts): string | null {
       return 'for the first generation to serve'
     case 'rolling-out':
       return `reload ${top.rollout.id}: ${rolloutWaitsFor(state, now)}`
+    case 'leaving': {
+      const left = `(at most ${seconds(Math.max(0, top.until.timerAt - now))} more)`
+      return top.doing === 'delay'
+        ? `for load balancers to send nobody any more ${left}`
+        : `for the hook beforeStop ${left}`
+    }
     case 'stopping':
       return `for ${plural(state.workers.size, 'worker')} to leave`
     default:

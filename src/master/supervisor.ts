@@ -7,7 +7,7 @@
 import type { Config } from '../config.ts'
 import { MAX_DRAIN_MS } from '../protocol.ts'
 import type { FromWorker, Held, KnownListener, Statistics } from '../protocol.ts'
-import { currentOf, holder, parkedOf, roleOf, serves, stateOf } from '../rollout/questions.ts'
+import { currentOf, holder, isGoing, parkedOf, roleOf, serves, stateOf } from '../rollout/questions.ts'
 import { initialState } from '../rollout/state.ts'
 import type {
   Announcement,
@@ -272,7 +272,7 @@ export class Supervisor implements Face {
         void this.listeners.release(command.key)
         this.ticketKeys.forgetListener(command.key)
         // In a stop an app's own `unlink` of its socket on SIGTERM still finds nothing to complain about.
-        if (this.stopping) return
+        if (this.state.top.k === 'stopping') return
         for (const handle of this.handles.values()) handle.send({ t: 'forget', key: command.key })
         return
       case 'unpin':
@@ -395,6 +395,7 @@ export class Supervisor implements Face {
       hook,
       command: spec.command,
       cwd: pinned.cwd,
+      identity: pinned.identity,
       env: hookEnvironment(pinned.env, {
         ...{ hook, name: this.parts.config.name, reload: Number(reload.replace(/^r/, '')) },
         ...{ about: facts(about), previous: facts(other), ...ended },
@@ -750,8 +751,9 @@ export class Supervisor implements Face {
         break
       case 'generation-ended':
         return this.generationEnded(what.generation)
+      case 'leaving':
       case 'stopping':
-        this.stopBy = performance.now() + this.announcer.stopBudgetMs()
+        this.stopBy ??= performance.now() + this.announcer.stopBudgetMs()
         break
       default:
     }
@@ -760,6 +762,8 @@ export class Supervisor implements Face {
       this.listeners.serving()
       this.parts.onServing()
     }
+    // A delay without traffic has nothing to tell in between.
+    if (what.a === 'leaving') this.parts.notifier.extendTimeout(what.inMs + EXTENSION_MS)
     if (what.a === 'stopping') this.extendWhileStopping()
   }
 
@@ -842,22 +846,11 @@ export class Supervisor implements Face {
 
   stop(how: 'graceful' | 'now', done: () => void = () => {}): void {
     this.stopped.push(done)
-    const { top } = this.state
-    const current = currentOf(top)
-    const hasHook = this.pinned.get(current ?? -1)?.policy.hooks.includes('beforeStop')
-    if (how === 'graceful' && hasHook && !this.isLeaving) {
-      // It takes the host out of a registry, so everything still serves while it runs. It has its own deadline.
-      this.isLeaving = true
-      const order = { c: 'run-hook', hook: 'beforeStop', reload: 'r0', current, candidate: null } as const
-      return void this.runHook(order).then(() => this.dispatch({ e: 'stop-asked', how }))
-    }
     this.dispatch({ e: 'stop-asked', how })
   }
-  /** A stop was asked for, and waits for its hook. */
-  private isLeaving = false
 
   get stopping(): boolean {
-    return this.isLeaving || this.state.top.k === 'stopping'
+    return isGoing(this.state.top)
   }
 
   status(): Status {

@@ -20,6 +20,7 @@ import type {
 } from '../protocol.ts'
 import type { GenerationId, ProbeKind, SlotIndex, WorkerId } from '../rollout/state.ts'
 import type { Pinned } from './generation.ts'
+import { idsOf } from './identity.ts'
 import { NO_COUNTS, ledgerOf } from './ledger.ts'
 import type { Ledger } from './ledger.ts'
 
@@ -87,6 +88,7 @@ export class WorkerHandle {
       [...pinned.nodeArgs, '--require', parts.preload, pinned.entry, ...pinned.args],
       {
         cwd: pinned.cwd,
+        ...idsOf(pinned.identity),
         env: this.environment(),
         // A session of its own: Ctrl-C and a lost terminal reach the master alone. Its output is inherited: the
         // master is not on the log path.

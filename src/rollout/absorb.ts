@@ -1,7 +1,7 @@
 /** First part of a step: takes one fact in. A fact that its state has no use for changes nothing. */
 import { Draft, policyOf } from './draft.ts'
-import { leaving } from './leaving.ts'
-import { bereave, fail, stop } from './losing.ts'
+import { askStop, hookOfStopEnded } from './farewell.ts'
+import { bereave, fail } from './losing.ts'
 import { askRollback, obey } from './orders.ts'
 import { answered } from './probing.ts'
 import { candidateOf, roleOf } from './questions.ts'
@@ -18,7 +18,7 @@ import {
   verdict,
 } from './rollout.ts'
 import { postpone } from './timers.ts'
-import type { AskId, Event, Leave, ListenerKey, Waiting, Worker, WorkerId } from './state.ts'
+import type { AskId, Event, ListenerKey, Waiting, Worker, WorkerId } from './state.ts'
 
 /** How long an app may have only a private listener (port 0) before that counts as its readiness. */
 export const SETTLE_MS = 1_000
@@ -54,11 +54,12 @@ export function absorb(draft: Draft, event: Event): void {
     case 'ordered':
       return obey(draft, event.order, event.what)
     case 'hook-ended':
+      if (event.hook === 'beforeStop') return hookOfStopEnded(draft)
       return hookEnded(draft, event.reload, event.hook, event.failure)
     case 'measured':
       return measured(draft, event.reload, event.candidate, event.current)
     case 'stop-asked':
-      return absorbStop(draft, event.how)
+      return askStop(draft, event.how)
     case 'overslept':
       return draft.rewrite((state) => postpone(state, event.lagMs))
     case 'ticked':
@@ -225,21 +226,6 @@ function forgetAsk(draft: Draft, ask: AskId, reason: string): void {
     [ask],
     verdict(draft, 'overtaken', top.rollout.id, null, [reason], draft.at - top.rollout.since),
   )
-}
-
-function absorbStop(draft: Draft, how: 'graceful' | 'now'): void {
-  if (draft.top.k === 'ended') return
-  stop(draft, 0, [])
-  if (how === 'graceful') return
-  for (const worker of draft.workers.values()) {
-    if (worker.phase.k === 'killed') continue
-    draft.setWorker(leaving(worker, { k: 'killed', why: leaveOf(worker) ?? 'stop' }))
-    draft.order({ c: 'kill', worker: worker.id })
-  }
-}
-
-function leaveOf(worker: Worker): Leave | null {
-  return worker.phase.k === 'booting' || worker.phase.k === 'ready' ? null : worker.phase.why
 }
 
 function absorbExit(draft: Draft, worker: Worker, reason: string, stillborn: boolean): void {

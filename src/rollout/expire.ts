@@ -1,5 +1,6 @@
 /** Second part of a step: acts on every timer that has run out. */
 import { Draft, policyOf } from './draft.ts'
+import { expireFarewell } from './farewell.ts'
 import { fail } from './losing.ts'
 import { expireProbes } from './probing.ts'
 import { missing } from './questions.ts'
@@ -15,6 +16,7 @@ export function expire(draft: Draft): void {
     if (now) expireWorker(draft, now)
   }
   expireRollout(draft)
+  expireFarewell(draft)
   const { top } = draft
   if ((top.k === 'steady' || top.k === 'rolling-out') && top.parked && draft.due(top.parked.until)) {
     const what = { a: 'unparked', generation: top.parked.generation, why: 'its time is over' } as const

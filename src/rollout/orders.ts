@@ -1,6 +1,6 @@
 /** What an operator asks: refused with a sentence where it makes no sense, and nothing is changed then. */
 import type { Draft } from './draft.ts'
-import { candidateOf, currentOf, parkedOf } from './questions.ts'
+import { candidateOf, currentOf, isGoing, parkedOf } from './questions.ts'
 import { resize } from './resize.ts'
 import { answer, beginRollback, endRollout, pause, promoteNow, resume, unpark, verdict } from './rollout.ts'
 import type { AskId, GenerationId, Order, OrderId } from './state.ts'
@@ -15,7 +15,7 @@ export function obey(draft: Draft, order: OrderId, what: Order): void {
 /** Gives why not. */
 function tryTo(draft: Draft, what: Order): string | null {
   const { top } = draft
-  if (top.k === 'stopping' || top.k === 'ended') return 'The master is stopping.'
+  if (isGoing(top)) return 'The master is stopping.'
   if (what.k === 'scale' || what.k === 'scale-by') return scale(draft, what)
   if (top.k !== 'rolling-out') return NO_ROLLOUT
   const { doing } = top.rollout
@@ -80,7 +80,7 @@ export function askRollback(draft: Draft, ask: AskId, to: GenerationId | null): 
   const current = currentOf(top)
   const say = (outcome: 'refused' | 'overtaken' | 'promoted', reasons: readonly string[]): void =>
     answer(draft, [ask], verdict(draft, outcome, 'r0', null, reasons, 0, 'rollback'))
-  if (top.k === 'stopping' || top.k === 'ended') return say('overtaken', ['the master is stopping'])
+  if (isGoing(top)) return say('overtaken', ['the master is stopping'])
   if (top.k === 'rolling-out' && (to === null || to === current)) {
     endRollout(draft, 'candidate' in top.rollout.doing ? 'rolled-back' : 'overtaken', [
       'the operator rolled it back',

@@ -110,6 +110,8 @@ export interface Policy {
   readonly warmUp: boolean
   readonly hooks: readonly Hook[]
   readonly hookTimeoutMs: Ms
+  /** A graceful stop begins so much later, for load balancers to send new connections elsewhere. */
+  readonly stopDelayMs: Ms
   readonly replaceAt: ReplaceAt
   /** `listen`: ready when it listens on all that is wanted; `message`: and when the app said so. */
   readonly ready: 'listen' | 'message'
@@ -356,6 +358,13 @@ export type Top =
       /** Kept until this rollout has a candidate: one that is refused before leaves everything as it was. */
       readonly parked: Parked | null
     }
+  /** A stop was asked for, and everything serves on: `beforeStop` runs, then load balancers have their time. */
+  | {
+      readonly k: 'leaving'
+      readonly current: GenerationId
+      readonly doing: 'before-stop' | 'delay'
+      readonly until: Timer
+    }
   | { readonly k: 'stopping'; readonly status: 0 | 1; readonly why: readonly string[] }
   | { readonly k: 'ended' }
 
@@ -549,6 +558,8 @@ export type Announcement =
   | { readonly a: 'unparked'; readonly generation: GenerationId; readonly why: string }
   | { readonly a: 'scaled'; readonly from: number; readonly to: number }
   | { readonly a: 'generation-ended'; readonly generation: GenerationId }
+  /** A stop was asked for, and begins at most so much later. */
+  | { readonly a: 'leaving'; readonly inMs: Ms }
   | { readonly a: 'stopping'; readonly status: 0 | 1; readonly why: readonly string[] }
 
 /** Orders, in the imperative. */

@@ -1,5 +1,14 @@
 /** usr2 itself under test: `node dist/cli.mjs run …`, and what people do with it. */
-import { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync, copyFileSync, existsSync } from 'node:fs'
+import {
+  chmodSync,
+  mkdirSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+  copyFileSync,
+  existsSync,
+} from 'node:fs'
 import { basename, dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { Status } from '../../src/master/face.ts'
@@ -35,6 +44,8 @@ export interface Usr2Options {
   readonly flags?: readonly string[]
   readonly env?: Readonly<Record<string, string | undefined>>
   readonly cwd?: string
+  /** Other users may enter the test's directories. */
+  readonly isShared?: boolean
   /** What runs the master, with which flags. Default: the Node that runs the test. */
   readonly node?: string
   readonly nodeArgs?: readonly string[]
@@ -75,6 +86,7 @@ export class Usr2 {
     const tmp = shortTmp(t)
     const cwd = options.cwd ?? join(tmp, 'app')
     mkdirSync(cwd, { recursive: true })
+    if (options.isShared) chmodSync(tmp, 0o755)
     writeFiles(cwd, options.files ?? {})
     const entry = options.fixture === undefined ? options.entry : fixture(options.fixture)
     this.#t = t

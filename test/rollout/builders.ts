@@ -24,6 +24,7 @@ export const policy: Policy = {
   warmUp: false,
   hooks: [],
   hookTimeoutMs: 60_000,
+  stopDelayMs: 0,
   replaceAt: { memoryBytes: null, requests: null, ageMs: null },
   ready: 'listen',
   startTimeoutMs: 60_000,

@@ -118,6 +118,7 @@ const policy: fc.Arbitrary<Policy> = fc
     probes,
     warmUp: seldom(4, fc.constant(false), fc.constant(true)),
     hooks,
+    stopDelayMs: seldom(2, fc.constant(0), ms(2_000)),
     hookTimeoutMs: fc.integer({ min: 200, max: 1_000 }),
     replaceAt: fc.record({
       memoryBytes: fc.option(fc.constant(100)),
