@@ -21,6 +21,7 @@ import { createLogger, ownVersion } from './report.ts'
 import { seconds } from './words.ts'
 import { Supervisor } from './supervisor.ts'
 import { createNotifier } from './systemd.ts'
+import { checkUnitTimes } from './unit-times.ts'
 
 export interface RunInput {
   /** What follows `usr2 run`. */
@@ -101,6 +102,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     face.start(first.pinned)
     takeSignals(face, log, env)
     notifier.startWatchdog(() => true)
+    void checkUnitTimes({ env, policy, log })
     return await ended
   } catch (error) {
     return complain(1, [error instanceof Error ? error.message : String(error)])
