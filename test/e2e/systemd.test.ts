@@ -114,7 +114,10 @@ for (const { name, dropIn, isUser, args, appArgs, exposure, warned } of variants
     const units = join(directory, 'units')
     const journal = join(directory, 'journal')
     mkdirSync(units)
-    if (args.length === 0) cpSync(join(root, 'systemd', 'usr2@.service'), join(units, 'usr2@.service'))
+    if (args.length === 0) {
+      for (const name of ['usr2@.service', 'usr2@.socket'])
+        cpSync(join(root, 'systemd', name), join(units, name))
+    }
 
     const drive = await inSandbox(
       t,

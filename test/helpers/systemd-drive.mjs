@@ -149,7 +149,8 @@ async function versionThatAnswers(version) {
 
 const facts = { systemd: (await run('systemctl', '--version')).text.split('\n')[0] }
 await install()
-facts.verify = await run('systemd-analyze', 'verify', UNIT)
+const sockets = fs.existsSync('/etc/systemd/system/usr2@.socket') ? ['usr2@box.socket'] : []
+facts.verify = await run('systemd-analyze', 'verify', UNIT, ...sockets)
 facts.security = (await run('systemd-analyze', 'security', '--no-pager', UNIT)).text.split('\n').at(-1)
 
 facts.start = await systemctl('start', UNIT)
