@@ -100,9 +100,9 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         `a stop takes at most ${seconds(stopBudgetMs(policy))}`,
     )
     face.start(first.pinned)
+    void checkUnitTimes({ env, policy, log })
     takeSignals(face, log, env)
     notifier.startWatchdog(() => true)
-    void checkUnitTimes({ env, policy, log })
     return await ended
   } catch (error) {
     return complain(1, [error instanceof Error ? error.message : String(error)])
