@@ -12,6 +12,9 @@ import { shortTmp } from '../helpers/tmp.ts'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const sandbox = join(root, 'test', 'helpers', 'systemd-sandbox')
+/** Another root to boot, for its version of systemd: `debootstrap --include=systemd,dbus,iproute2,libatomic1 trixie DIR`. */
+const otherRoot = process.env['USR2_SYSTEMD_ROOT']
+const boot = otherRoot === undefined ? [] : ['-r', otherRoot]
 
 interface Ran {
   readonly status: number
@@ -60,7 +63,8 @@ interface Facts {
 }
 
 /** Longer than the sandbox's own limit, after which it cleans up by itself. */
-const inSandbox = (t: TestLike, ...args: string[]) => run(t, sandbox, { args, timeoutMs: 100_000 })
+const inSandbox = (t: TestLike, ...args: string[]) =>
+  run(t, sandbox, { args: [...boot, ...args], timeoutMs: 100_000 })
 
 const probe = await inSandbox(t, '-N', '--', 'true')
 const skip = probe.code !== 0 && `NOT TESTED, no private systemd here: ${probe.stderr.split('\n')[0]}`
@@ -143,7 +147,9 @@ for (const { name, dropIn, isUser, args, appArgs, exposure, warned } of variants
     }
     t.comment(facts.security)
     const score = Number(/: (\d+\.\d) /.exec(facts.security)?.[1])
-    if (exposure !== null) t.ok(score <= exposure, `exposure ${score} is at most ${exposure}`)
+    const isMain = args.length > 0 && Number(/\d+/.exec(facts.systemd)?.[0]) >= 253
+    const most = exposure !== null && isMain ? exposure - 0.2 : exposure
+    if (most !== null) t.ok(score <= most + 0.01, `exposure ${score} is at most ${most}`)
     t.same(facts.verify, { status: 0, text: '' }, 'systemd-analyze verify has nothing to say')
     if (t.equal(facts.start.status, 0, 'systemctl start')) {
       t.equal(facts.active, 'active')
