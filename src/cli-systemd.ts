@@ -125,6 +125,8 @@ export async function runSystemd([word, ...argv]: readonly string[]): Promise<nu
     ;(word === undefined ? process.stderr : process.stdout).write(systemdUsage())
     return word === undefined ? BAD_USAGE : OK
   }
+  // `usr2 systemd print | head` closes our stdout; that is no reason for a stack trace.
+  process.stdout.on('error', () => {})
   const { ours, theirs, complaints } = splitOptions(command, argv)
   const args = parseArguments(command, ours)
   if (args.help) {
@@ -159,6 +161,12 @@ async function unitsOf(
   const here = startDirectory(process.env, process.cwd())
   const cwd = joinAsGiven(here, args.one('--cwd') ?? '.')
   const warnings: string[] = []
+  if (!args.has('--cwd') && process.env['PWD'] === undefined) {
+    warnings.push(
+      `There is no PWD in the environment (sudo takes it away), so the unit is for ${cwd}, with every link followed; where a ` +
+        'link such as current is to be followed anew at each reload, give it by --cwd.',
+    )
+  }
   const env: NodeJS.ProcessEnv = { PWD: cwd }
   for (const [key, value] of Object.entries(process.env)) {
     if (!key.startsWith('USR2_')) env[key] ??= value
@@ -443,7 +451,7 @@ function install(units: readonly Unit[], args: Arguments): number {
     const { code, message } = error as NodeJS.ErrnoException
     const hint =
       code === 'EACCES' || code === 'EPERM'
-        ? '; run it as root: sudo env PATH="$PATH" usr2 systemd install …'
+        ? '; run it as root: sudo env PATH="$PATH" usr2 systemd install --cwd "$PWD" …'
         : ''
     complain(`usr2: The units could not be written into ${directory}: ${message}${hint}.`)
     return FAILED

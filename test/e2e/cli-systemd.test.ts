@@ -199,7 +199,7 @@ t.test('complaints, all at once', async (t) => {
 })
 
 t.test('warnings', async (t) => {
-  const { usr2, root } = place(t)
+  const { usr2, root, app, env } = place(t)
   const warned = async (args: readonly string[], env: Record<string, string> = {}) =>
     (await usr2(['print', ...args], env)).stderr
   t.match(await warned(['other.js']), /other\.js, the entry, does not exist yet/)
@@ -209,6 +209,14 @@ t.test('warnings', async (t) => {
   )
   t.match(await warned(['--pid-file', '/run/shop.pid', 'server.js']), /\/run\/shop\.pid is to be written/)
   t.notMatch(await warned(['--pid-file', '/run/usr2/shop/pid', 'server.js']), /is to be written/)
+  const withoutPwd = (args: readonly string[]) =>
+    run(t, 'env', {
+      args: ['-u', 'PWD', process.execPath, CLI, 'systemd', 'print', ...args, 'server.js'],
+      cwd: app,
+      env,
+    })
+  t.match((await withoutPwd([])).stderr, /no PWD.*releases\/1, with every link followed/, 'as under sudo')
+  t.notMatch((await withoutPwd(['--cwd', app])).stderr, /no PWD/)
   t.match(await warned(['server.js']), /PrivateTmp=/, 'the app of this test lies in /tmp')
 
   const closed = new RegExp(`${root} is closed to other users.*chmod o\\+x ${root}`)
