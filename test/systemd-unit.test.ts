@@ -18,11 +18,12 @@ import {
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 
-const timesFor = (...argv: string[]) => {
+const policyFor = (...argv: string[]) => {
   const loaded = loadConfig({ argv: ['--name', 'shop', ...argv, 'server.js'], env: {}, cwd: '/app' })
   if (!loaded.ok) throw new Error(loaded.complaints.join('\n'))
-  return timesOf(policyOf(loaded.config))
+  return policyOf(loaded.config)
 }
+const timesFor = (...argv: string[]) => timesOf(policyFor(...argv))
 
 t.test('the shipped units are the template (REWRITE=1 writes them)', async (t) => {
   const texts = { service: serviceText(TEMPLATE), socket: socketText(TEMPLATE_SOCKET) }
@@ -45,6 +46,11 @@ t.test('times', async (t) => {
     timesFor('--keep-alive-timeout', '70s'),
     { stopSec: 72 + 10 + 5 + 15 },
     'a promise of keep-alive raises the drain, and so the stop',
+  )
+  t.match(
+    timesOf({ ...policyFor(), hooks: ['beforeStop'], hookTimeoutMs: 20_000 }),
+    { stopSec: 20 + 45 + 15, stopIs: [/beforeStop \(20 s\)/] },
+    'a stop begins when its hook has ended',
   )
   t.match(timesFor('--start-timeout', '5m'), { startSec: 330, reloadSec: 320 })
   t.match(
