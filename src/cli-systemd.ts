@@ -41,7 +41,8 @@ const OLDEST_SYSTEMD = 247
 
 const USER_RULE = {
   says: 'the name or number of a user or group, such as shop',
-  keeps: (text: string) => /^(?:[A-Za-z_][\w.-]{0,30}|\d{1,10})$/.test(text),
+  // What a directory service has, too: ACME\\shop, shop@acme.
+  keeps: (text: string) => /^[\w.][\w.@\\-]{0,255}\$?$/.test(text),
 }
 const PLACE: Command['options'] = [
   {

@@ -14,6 +14,7 @@ import { hasTerminal, letGoOfTerminal, listenToSignals } from './early-signals.t
 import { pinGeneration, stopBudgetMs } from './generation.ts'
 import type { PinResult } from './generation.ts'
 import { isAlive } from './leftovers.ts'
+import { checkUnitTimes } from './unit-times.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
 import type { Metrics } from './metrics.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
@@ -21,7 +22,6 @@ import { createLogger, ownVersion } from './report.ts'
 import { seconds } from './words.ts'
 import { Supervisor } from './supervisor.ts'
 import { createNotifier } from './systemd.ts'
-import { checkUnitTimes } from './unit-times.ts'
 
 export interface RunInput {
   /** What follows `usr2 run`. */
@@ -94,13 +94,13 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     }
     if (config.metrics !== null) metrics = await openMetricsOf(face, config.metrics, log)
     const { policy } = first.pinned
+    void checkUnitTimes({ env, policy, log })
     log.info(
       { event: 'starting', usr2: ownVersion(), node: process.versions.node, control: place.path },
       `usr2 ${ownVersion()} (pid ${process.pid}): ${config.workers} x ${first.pinned.entry}; ` +
         `a stop takes at most ${seconds(stopBudgetMs(policy))}`,
     )
     face.start(first.pinned)
-    void checkUnitTimes({ env, policy, log })
     takeSignals(face, log, env)
     notifier.startWatchdog(() => true)
     return await ended
