@@ -18,7 +18,6 @@ import { BAD_USAGE, complain, refuse, say } from './cli-say.ts'
 import { printable } from './cli-text.ts'
 import { joinAsGiven, loadConfig, startDirectory, usage, type Config } from './config.ts'
 import { policyOf, stopBudgetMs } from './master/generation.ts'
-import { stopLimitMs } from './master/unit-times.ts'
 import type { Policy } from './rollout/state.ts'
 import {
   commandLine,
@@ -263,15 +262,17 @@ export function timesOf(policy: Policy): UnitTimes {
   const startSec = upToSeconds(startTimeoutMs + hooksMs + START_MARGIN_MS)
   const s = (ms: number): string => `${ms / 1000} s`
   const withHooks = hooksMs > 0 ? ` and the hooks' time (${s(hooksMs)})` : ''
-  const beforeStop = hooks.includes('beforeStop') ? `the hook beforeStop (${s(hookTimeoutMs)}) + ` : ''
+  const stopMs = stopBudgetMs(policy)
+  const beforeMs = stopMs - drainTimeoutMs - shutdownTimeoutMs - killTimeoutMs
+  const before = beforeMs > 0 ? `${s(beforeMs)} before the drain + ` : ''
   const reloadIs = reloadMs === null ? 'A rollout waits for a person' : 'The limit of a reload too'
   return {
     startSec: reloadSec === null ? null : Math.max(startSec, reloadSec + upToSeconds(CLIENT_MARGIN_MS)),
     reloadSec,
-    stopSec: upToSeconds(stopLimitMs(policy) + STOP_MARGIN_MS),
+    stopSec: upToSeconds(stopMs + STOP_MARGIN_MS),
     startIs: [`Above startTimeout (${s(startTimeoutMs)})${withHooks}. ${reloadIs}.`],
     stopIs: [
-      `Above ${beforeStop}the stop budget: drainTimeout ${s(drainTimeoutMs)} + shutdownTimeout ${s(shutdownTimeoutMs)} + killTimeout ${s(killTimeoutMs)}.`,
+      `Above the stop budget: ${before}drainTimeout ${s(drainTimeoutMs)} + shutdownTimeout ${s(shutdownTimeoutMs)} + killTimeout ${s(killTimeoutMs)}.`,
       'Raise it with them; a keep-alive of the app that is longer than the drain raises the drain to it + 2 s.',
     ],
   }

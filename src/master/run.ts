@@ -14,12 +14,12 @@ import { hasTerminal, letGoOfTerminal, listenToSignals } from './early-signals.t
 import { pinGeneration, stopBudgetMs } from './generation.ts'
 import type { PinResult } from './generation.ts'
 import { isAlive } from './leftovers.ts'
-import { checkUnitTimes } from './unit-times.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
 import type { Metrics } from './metrics.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
 import { createLogger, ownVersion } from './report.ts'
 import { seconds } from './words.ts'
+import { checkUnitTimes } from './unit-times.ts'
 import { Supervisor } from './supervisor.ts'
 import { createNotifier } from './systemd.ts'
 

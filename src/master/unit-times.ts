@@ -16,11 +16,6 @@ export interface UnitTimesOptions {
   readonly cgroup?: string
 }
 
-/** What TimeoutStopSec= of a unit must exceed: a stop does not begin before the hook that goes before it has ended. */
-export function stopLimitMs(policy: Policy): number {
-  return stopBudgetMs(policy) + (policy.hooks.includes('beforeStop') ? policy.hookTimeoutMs : 0)
-}
-
 /**
  * Asks systemd once, and warns where a limit of the unit is too short. Silent when this is no service of systemd's, and
  * when systemd does not answer within 2 s: this is advice, and no start waits for it.
@@ -32,7 +27,7 @@ export async function checkUnitTimes(options: UnitTimesOptions): Promise<void> {
   const limits = limitsOf(await ask(unit, env['PATH']))
   const fix = (directive: string) =>
     `raise it by systemctl edit ${unit.name}, or have "usr2 systemd" write the unit (${directive})`
-  const stopMs = stopLimitMs(policy)
+  const stopMs = stopBudgetMs(policy)
   const facts = { event: 'unit-times', unit: unit.name, ...limits }
   if (limits.stopMs !== undefined && limits.stopMs <= stopMs) {
     log.warn(
