@@ -24,6 +24,7 @@ import { removePidFile, writePidFile } from './pid-file.ts'
 import { createLogger, ownVersion } from './report.ts'
 import { makeRuntimeDirectory } from './runtime-directory.ts'
 import { seconds } from './words.ts'
+import { checkUnitTimes } from './unit-times.ts'
 import { Supervisor } from './supervisor.ts'
 import { createNotifier } from './systemd.ts'
 
@@ -131,6 +132,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     }
     if (config.metrics !== null) metrics = await openMetricsOf(face, config.metrics, log)
     const { policy } = first.pinned
+    void checkUnitTimes({ env, policy, log })
     log.info(
       { event: 'starting', usr2: ownVersion(), node: process.versions.node, control: place.path },
       `usr2 ${ownVersion()} (pid ${process.pid}): ${config.workers} x ${first.pinned.entry}; ` +
