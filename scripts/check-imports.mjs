@@ -12,6 +12,7 @@ const rules = [
   { files: /^src\/protocol\.ts$/, may: [], npm: false, node: false },
   { files: /^src\/address\.ts$/, may: [], npm: false, node: false },
   { files: /^src\/index\.ts$/, may: [], npm: false, node: false },
+  { files: /^src\/systemd-unit\.ts$/, may: [], npm: false, node: false },
   { files: /^src\/rollout\//, may: [/^src\/rollout\//], npm: false, node: false },
   {
     files: /^src\/worker\//,
@@ -25,6 +26,8 @@ const rules = [
     may: [
       /^src\/config(-\w+)?\.ts$/,
       /^src\/rollout\/state\.ts$/,
+      // `--workers auto`: the processors that we may use.
+      /^src\/master\/memory\.ts$/,
       /^src\/protocol\.ts$/,
       /^src\/address\.ts$/,
     ],
@@ -65,6 +68,7 @@ const rules = [
       /^src\/rollout\/state\.ts$/,
       /^src\/drill\//,
       /^src\/address\.ts$/,
+      /^src\/systemd-unit\.ts$/,
     ],
     npm: false,
     node: true,

@@ -405,6 +405,7 @@ const SUMMARIES: readonly (readonly [string, string])[] = [
   ),
   ['check', 'would this version start? Boots one worker that nobody can reach: usr2 check server.js'],
   ['drill', 'reload an app under load and count what is lost: usr2 drill server.js'],
+  ['systemd', 'the unit of an app: usr2 systemd install server.js, or print'],
   ['help', 'this text, or that of one command: usr2 help reload'],
   ['version', 'the version of usr2'],
 ]

@@ -1,5 +1,5 @@
 /** `usr2 check`: its command line, and what it prints. */
-import { copyFileSync, mkdtempSync, rmSync } from 'node:fs'
+import { chmodSync, copyFileSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -53,6 +53,9 @@ export async function runCheck(argv: readonly string[]): Promise<number> {
   try {
     const preload = join(directory, 'preload.cjs')
     copyFileSync(fileURLToPath(new URL('preload.cjs', import.meta.url)), preload)
+    // The worker may run as another user.
+    chmodSync(directory, 0o755)
+    chmodSync(preload, 0o644)
     const wanted = await runningListeners(config.control, config.name)
     const report = await checkVersion({ pinned: pin.pinned, preload, wanted, signal: interrupted.signal })
     process.stdout.write(args.has('--json') ? `${JSON.stringify(report)}\n` : renderCheck(report))

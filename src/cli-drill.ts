@@ -274,8 +274,8 @@ function appOf(
       app: null,
       complaints: loaded.complaints.map((line) => line.replaceAll('"usr2 run ', '"usr2 drill ')),
     }
-  const { startTimeoutMs, drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs } = loaded.config
-  const stopBudgetMs = drainTimeoutMs + shutdownTimeoutMs + killTimeoutMs
+  const { startTimeoutMs, stopDelayMs, drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs } = loaded.config
+  const stopBudgetMs = stopDelayMs + drainTimeoutMs + shutdownTimeoutMs + killTimeoutMs
   return { app: { argv: theirs, startTimeoutMs, stopBudgetMs }, complaints: [] }
 }
 

@@ -98,6 +98,7 @@ async function main(argv: readonly string[]): Promise<number> {
   if (word === 'run') return run(rest)
   if (word === 'drill') return drill(rest)
   if (word === 'check') return check(rest)
+  if (word === 'systemd') return systemd(rest)
   const client = CLIENTS.get(word)
   if (client !== undefined) {
     const [command, perform] = client
@@ -130,6 +131,11 @@ async function run(argv: readonly string[]): Promise<number> {
 async function check(argv: readonly string[]): Promise<number> {
   const { runCheck } = await import('./cli-check.ts')
   process.exit(await runCheck(argv))
+}
+
+async function systemd(argv: readonly string[]): Promise<number> {
+  const { runSystemd } = await import('./cli-systemd.ts')
+  return runSystemd(argv)
 }
 
 /** A bundle of its own, loaded only here: a master never holds it in memory. */
@@ -300,6 +306,7 @@ async function help([word, ...more]: readonly string[]): Promise<number> {
   else if (word === 'run') process.stdout.write(usage('run'))
   else if (word === 'check') process.stdout.write((await import('./cli-check.ts')).checkUsage())
   else if (word === 'drill') process.stdout.write((await import('./cli-drill.ts')).drillUsage())
+  else if (word === 'systemd') process.stdout.write((await import('./cli-systemd.ts')).systemdUsage())
   else if (word === undefined || COMMAND_NAMES.includes(word)) process.stdout.write(mainUsage())
   else return refuse([unknownCommand(word)])
   return OK

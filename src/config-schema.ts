@@ -6,12 +6,12 @@
  * valibot, because it is in the master for life: 18 kB of the bundle, where zod was 760 kB and 7 MB of resident
  * memory.
  */
-import { availableParallelism } from 'node:os'
 import * as v from 'valibot'
 import { NAME, NAME_RULE } from './config-paths.ts'
 import { analysisFromText, probeFromText, stepsFromText, warmUpFromText } from './config-rollout.ts'
 import * as shapes from './config-shapes.ts'
 import { rightTime, secondsOf, text, timeOf, whole } from './config-shapes.ts'
+import { autoWorkers } from './master/memory.ts'
 import { PROBES } from './rollout/state.ts'
 import type { ProbeKind } from './rollout/state.ts'
 
@@ -76,6 +76,17 @@ const probe = (kind: ProbeKind, means: string, otherwise?: string) =>
     otherwise,
   })
 
+/** POSIX names as shadow-utils takes them, a number, or what a directory service has (`ACME\\shop`, `shop@acme`). */
+const accountName = () => v.pipe(v.string(), v.regex(/^[\w.][\w.@\\-]{0,255}\$?$/))
+const MAX_ID = 2 ** 32 - 2 // the last one means "none" to chown(2)
+const account = (value: string, means: string, kind: 'user' | 'group', otherwise: string) =>
+  documented(v.optional(v.pipe(v.union([accountName(), whole(0, MAX_ID)]), v.transform(String))), {
+    means,
+    right: `the name or number of a ${kind}`,
+    value,
+    otherwise,
+  })
+
 const MIN_MEMORY_BYTES = 16 * 1024 ** 2 // less than an empty Node takes: it would be replaced for ever
 const STRATEGIES = ['switch', 'rolling', 'canary', 'blueGreen', 'blue-green'] as const
 
@@ -86,12 +97,12 @@ export const schema = v.strictObject({
     v.optional(
       v.pipe(
         v.union([v.literal('auto'), whole(1, MAX_WORKERS)]),
-        v.transform((given) => (given === 'auto' ? availableParallelism() : given)),
+        v.transform((given) => (given === 'auto' ? autoWorkers() : given)),
       ),
       1,
     ),
     {
-      means: 'worker processes; auto: one per available core',
+      means: 'worker processes; auto: one per core that the cgroup allows',
       right: `a whole number from 1 to ${MAX_WORKERS}, or auto`,
       value: 'N|auto',
       fromText: number,
@@ -237,6 +248,9 @@ export const schema = v.strictObject({
     right: 'an object, in the config file, with a command for beforeSpawn, beforePromote, …',
   }),
   hookTimeout: time('60s', 'a hook that runs for longer is killed', 1),
+  user: account('USER', "the workers' user, by name or number, where usr2 is root", 'user', 'that of usr2'),
+  group: account('GROUP', 'their group; they have no others', 'group', "the user's"),
+  stopDelay: time('0', 'a stop: /readyz fails, and so long everything serves on'),
   metrics: documented(v.optional(shapes.metricsAt()), {
     means: 'Prometheus metrics, /livez and /readyz: HOST:PORT or the path of a socket',
     right: 'IP:PORT such as 127.0.0.1:9464, a port of 127.0.0.1, or the path of a unix socket',
@@ -249,7 +263,15 @@ export const schema = v.strictObject({
     'the path of a unix socket',
     'control.sock in /run/usr2/NAME, or as the README says',
   ),
+  controlMode: documented(v.optional(v.pipe(v.string(), v.regex(/^0?6[0246]{2}$/))), {
+    means: 'who may connect to it: its permission bits',
+    right: 'permission bits such as 0600 or 0660, in quotes in a file',
+    value: 'MODE',
+    otherwise: '0600; 0660 with a group',
+  }),
+  controlGroup: account('GROUP', 'the group of that socket', 'group', 'that of usr2'),
   pidFile: path('FILE', "gets the master's pid once the app is ready"),
+  logFile: path('FILE', "the master's own log; SIGUSR1 opens it anew", 'the path of a file', 'stderr'),
   logLevel: documented(v.optional(v.picklist(LEVELS), 'info'), {
     means: LEVELS.join(', '),
     right: `one of ${LEVELS.join(', ')}`,
@@ -291,7 +313,7 @@ const HEADINGS: Readonly<Partial<Record<OuterKey, string>>> = {
   ready: 'A worker, from its start to its end',
   strategy: 'Rollouts',
   startup: 'Probes, limits and hooks',
-  metrics: 'The master',
+  user: 'The master',
 }
 
 /** The help text of `usr2 <command>`, which takes the options of `run`. */

@@ -100,10 +100,10 @@ const limit = () =>
   )
 const analysisShape = () =>
   structure({
-    interval: time('10s', 1),
+    interval: time('30s', 1),
     count: v.optional(atLeast(1), 3),
     failureLimit: v.optional(atLeast(0), 0),
-    minRequests: v.optional(atLeast(0), 20),
+    minRequests: v.optional(atLeast(0), 50),
     inconclusive: v.optional(right('pause, pass or fail', v.picklist(['pause', 'pass', 'fail'])), 'pause'),
     limits: v.optional(
       right(

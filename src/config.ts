@@ -83,10 +83,20 @@ export interface Config {
   readonly maxAgeMs: number | null
   readonly hooks: Readonly<Partial<Record<Hook, HookSpec>>>
   readonly hookTimeoutMs: number
+  /** A graceful stop: how long everything serves on while /readyz fails. */
+  readonly stopDelayMs: number
+  /** A name or a number: as whom a root master's workers run; null: as the master. */
+  readonly user: string | null
+  readonly group: string | null
   readonly metrics: MetricsAt | null
   /** What the user said; see `defaultControlPath` for null. */
   readonly control: string | null
+  /** Permission bits of the control socket, and whose the second digit is; null: the master's group. */
+  readonly controlMode: number
+  readonly controlGroup: string | null
   readonly pidFile: string | null
+  /** The master's own log; null: stderr. */
+  readonly logFile: string | null
   readonly logLevel: 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'fatal' | 'silent'
   readonly sources: {
     /** The config file that was read: `--config`'s, or the package.json that has a `"usr2"` key. */
@@ -352,9 +362,18 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     maxAgeMs: output.maxAge ?? null,
     hooks: output.hooks,
     hookTimeoutMs: output.hookTimeout,
+    stopDelayMs: output.stopDelay,
+    user: output.user ?? null,
+    group: output.group ?? null,
     metrics,
     control: controlPath,
+    controlMode: Number.parseInt(
+      output.controlMode ?? (output.controlGroup === undefined ? '600' : '660'),
+      8,
+    ),
+    controlGroup: output.controlGroup ?? null,
     pidFile: pathOf(givens.pidFile) ?? null,
+    logFile: pathOf(givens.logFile) ?? null,
     logLevel: output.logLevel,
     sources: { file: file.path },
   }
@@ -516,7 +535,16 @@ function show(raw: unknown): string {
 
 /** The keys that differ and that a running master cannot change: only a restart can. */
 export function needsRestart(running: Config, wanted: Config): string[] {
-  const fixed = ['name', 'control', 'pidFile', 'logLevel', 'metrics'] as const
+  const fixed = [
+    'name',
+    'control',
+    'controlMode',
+    'controlGroup',
+    'pidFile',
+    'logFile',
+    'logLevel',
+    'metrics',
+  ] as const
   return fixed.filter((key) => JSON.stringify(running[key]) !== JSON.stringify(wanted[key]))
 }
 

@@ -46,6 +46,10 @@ export interface KnownListener {
   readonly key: string
   /** null for a unix socket. */
   readonly bound: WireBound | null
+  /** For listen(2), whatever the app asks for: the socket listened before us, and its queue is not to shrink. */
+  readonly backlog?: number
+  /** Keys of listeners that the same server is to accept on: `0.0.0.0:p` beside an IPv6-only `[::]:p`. */
+  readonly also?: readonly string[]
 }
 
 /**

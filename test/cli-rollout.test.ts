@@ -17,6 +17,7 @@ import { ASCII, marksFor, renderRollout, UNICODE } from '../src/cli-rollout-text
 import { isTerminal, Screen } from '../src/cli-screen.ts'
 import { readySlots, renderStatus } from '../src/cli-status.ts'
 import { formatBytes } from '../src/cli-text.ts'
+import { watchStatus } from '../src/cli-watch.ts'
 import type { ProbeStatus, RolloutStatus, Status, WorkerStatus } from '../src/master/face.ts'
 import { fakeMaster, usr2 } from './helpers/client.ts'
 import {
@@ -475,6 +476,30 @@ const ON_A_TERMINAL = {
 }
 
 t.test('--watch', async (t) => {
+  t.test('asks again after a question without an answer, or throws', async (t) => {
+    const { path, face } = await fakeMaster(t)
+    const status = face.status.bind(face)
+    const stop = new AbortController()
+    const seen: string[] = []
+    const show = ({ name }: Status) => {
+      seen.push(name)
+      // By hello and status: the next question gets no answer.
+      face.status = () => {
+        throw new Error('not now')
+      }
+    }
+    const lost = (error: Error) => {
+      seen.push(error.message)
+      face.status = status
+      if (seen.length > 3) stop.abort()
+    }
+    await watchStatus(path, show, { signal: stop.signal, everyMs: 1, lost })
+    t.match(seen, ['shop', /not now/, 'shop', /not now/])
+    await t.rejects(watchStatus(`${path}2`, show, { signal: new AbortController().signal }), {
+      name: 'NoMasterError',
+    })
+  })
+
   t.test('a reload: drawn while it runs, told above it, and nothing is left but the verdict', async (t) => {
     const { path, face } = await fakeMaster(t)
     face.current = ROLLING_OUT

@@ -1,11 +1,11 @@
 import { symlinkSync, unlinkSync, writeFileSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
 import { configJsonSchema } from '../src/config-jsonschema.ts'
 import * as c from '../src/config.ts'
 import { nearest, parseJson } from '../src/config-values.ts'
+import { autoWorkers } from '../src/master/memory.ts'
 import { PROBES } from '../src/rollout/state.ts'
 
 type Input = { argv?: string[]; env?: NodeJS.ProcessEnv; cwd: string }
@@ -74,9 +74,15 @@ void t.test('an entry alone is enough: defaults', async (t) => {
     maxAgeMs: null,
     hooks: {},
     hookTimeoutMs: 60_000,
+    stopDelayMs: 0,
+    user: null,
+    group: null,
     metrics: null,
     control: null,
+    controlMode: 0o600,
+    controlGroup: null,
     pidFile: null,
+    logFile: null,
     logLevel: 'info',
     sources: { file: null },
   })
@@ -121,7 +127,7 @@ void t.test('our flags end where the entry begins', async (t) => {
   )
   t.strictSame(spaced.nodeArgs, ['--max-old-space-size=512', '--enable-source-maps'])
   t.equal(spaced.name, 'a=b')
-  t.equal(good(run(cwd, '--workers', 'auto', 'x.js')).workers, availableParallelism())
+  t.equal(good(run(cwd, '--workers', 'auto', 'x.js')).workers, autoWorkers())
   t.ok(c.wantsHelp(['--workers', '2', '--help']))
   t.notOk(c.wantsHelp(['server.js', '--help']), "the app's own --help")
 })
@@ -166,6 +172,46 @@ void t.test(
     ])
   },
 )
+
+void t.test('who may do what, and when: users, the control socket, the log, the stop', async (t) => {
+  const cwd = t.testdir({
+    'package.json': shop,
+    'usr2.json': JSON.stringify({ user: 1001, group: 'www-data', controlMode: '0666', controlGroup: 'adm' }),
+  })
+  t.match(good(run(cwd, '--config', 'usr2.json', '--log-file', 'log/x', '--stop-delay', '5s', 'x.js')), {
+    ...{ user: '1001', group: 'www-data', controlMode: 0o666, controlGroup: 'adm' },
+    ...{ logFile: join(cwd, 'log/x'), stopDelayMs: 5_000 },
+  })
+  const env = {
+    USR2_USER: 'ACME\\shop',
+    USR2_CONTROL_MODE: '640',
+    USR2_LOG_FILE: '/x',
+    USR2_STOP_DELAY: '1m',
+  }
+  t.match(good({ cwd, env, argv: ['x.js'] }), {
+    ...{ user: 'ACME\\shop', controlMode: 0o640, logFile: '/x', stopDelayMs: 60_000 },
+  })
+  t.equal(
+    good(run(cwd, '--control-group', 'adm', 'x.js')).controlMode,
+    0o660,
+    'else nobody in it could connect',
+  )
+  t.strictSame(
+    bad(run(cwd, '--user', '-x', '--group=a:b', '--control-mode', '0444', '--control-group', 'a b', 'x.js')),
+    [
+      '--user is "-x"; it must be the name or number of a user.',
+      '--group is "a:b"; it must be the name or number of a group.',
+      '--control-mode is "0444"; it must be permission bits such as 0600 or 0660, in quotes in a file.',
+      '--control-group is "a b"; it must be the name or number of a group.',
+    ],
+  )
+  t.strictSame(bad(run(cwd, '--stop-delay', 'soon', '--log-file', ' ', 'x.js')), [
+    '--stop-delay is "soon"; it must be a time such as 500ms, 30s, 5m or 1h, at most 596h.',
+    '--log-file is empty; it must be the path of a file.',
+  ])
+  writeFileSync(join(cwd, 'usr2.json'), JSON.stringify({ controlMode: 660, user: -1 }))
+  t.strictSame(bad(run(cwd, '--config', 'usr2.json', 'x.js')).length, 2)
+})
 
 void t.test('single bad inputs', async (t) => {
   const cwd = t.testdir({ 'package.json': shop })
@@ -291,6 +337,8 @@ void t.test('a reload reads everything anew', async (t) => {
   const at = (port: number) => ({ ...before, metrics: { host: '127.0.0.1', port } })
   t.strictSame(c.needsRestart(at(1), at(1)), [])
   t.strictSame(c.needsRestart(at(1), at(2)), ['metrics'])
+  const other = { controlMode: 0o660, controlGroup: 'adm', logFile: '/x' }
+  t.strictSame(c.needsRestart(before, { ...before, ...other }), ['controlMode', 'controlGroup', 'logFile'])
   writeFileSync(join(cwd, 'c.json'), '{"workers": ')
   t.match(bad(input), [/c\.json, line 1, column 1\d: this is not JSON/])
 })

@@ -68,6 +68,7 @@ t.test('the packages hold what is needed, and nothing else', async (t) => {
     'package.json',
     'systemd/README.md',
     'systemd/usr2@.service',
+    'systemd/usr2@.socket',
   ])
   t.equal((usr2.files.find(({ path }) => path === 'dist/cli.mjs')?.mode ?? 0) & 0o111, 0o111)
   const names = passing.files.map(({ path }) => path)

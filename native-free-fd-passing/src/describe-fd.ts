@@ -5,6 +5,9 @@
  */
 import fs from 'node:fs'
 
+/** `sizeof(sun_path)` on Linux (unix(7)). */
+const SUN_PATH_BYTES = 108
+
 export interface FdDescription {
   /** `other`: cannot be held. */
   readonly kind: 'tcp' | 'unix' | 'udp' | 'unknown' | 'other'
@@ -42,10 +45,16 @@ function describeUnix(inode: number): FdDescription | undefined {
     if (type === '0002') return { kind: 'other', what: 'a unix datagram socket' }
     if (type === '0005') return { kind: 'other', what: 'a unix seqpacket socket' }
     if (state === '03') return { kind: 'other', what: 'a connected unix socket, not a listening one' }
-    const path = rest.join(' ').replace(/^@/, '\0')
-    return { kind: 'unix', what: 'a unix socket', path }
+    return { kind: 'unix', what: 'a unix socket', path: pathIn(rest.join(' ')) }
   }
   return undefined
+}
+
+/** Each NUL is shown as `@`: the first of an abstract name, and those with which Node 20 fills it up to 108 bytes. */
+function pathIn(shown: string): string {
+  if (!shown.startsWith('@')) return shown
+  const isFilledUp = Buffer.byteLength(shown) === SUN_PATH_BYTES
+  return `\0${(isFilledUp ? shown.replace(/@+$/, '') : shown).slice(1)}`
 }
 
 function describeDatagram(inode: number): FdDescription | undefined {

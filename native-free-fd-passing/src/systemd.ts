@@ -45,8 +45,16 @@ export function fromSystemd(
     }
   }
   for (const { fd, name } of wanted) {
-    const held = adopt(fd)
-    sockets.set(name, [...(sockets.get(name) ?? []), held])
+    sockets.set(name, [...(sockets.get(name) ?? []), adoptPassed(fd, name)])
   }
   return sockets
+}
+
+function adoptPassed(fd: number, name: string): HeldSocket {
+  try {
+    return adopt(fd)
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error)
+    throw new Error(`The service manager passed file descriptor ${fd} (${name}). ${why}`, { cause: error })
+  }
 }

@@ -83,8 +83,9 @@ export class Announcer {
         return this.announceReady(what.worker)
       case 'shifting': {
         const { top } = this.parts.state()
-        const open = top.k === 'rolling-out' ? top.rollout.open : 0
         const slots = this.parts.state().generations.get(what.generation)?.slots.length ?? 0
+        // Promoted with the same breath there is no rollout any more.
+        const open = top.k === 'rolling-out' ? top.rollout.open : slots
         const who = open >= slots ? 'every worker is' : `${open} of ${plural(slots, 'worker')} are`
         const text = `generation ${what.generation}: ${who} ready; handing over the listeners`
         return this.follow('shifting', {}, what.generation, text)
@@ -161,6 +162,11 @@ export class Announcer {
       case 'generation-ended':
         // Told by the supervisor, with the figures.
         return
+      case 'leaving': {
+        const text = `stopping in ${seconds(what.inMs)} at most; all serve on until then (TERM again: now)`
+        log.info({ event: 'leaving', inMs: what.inMs }, text)
+        return notifier.stopping(text)
+      }
       case 'stopping': {
         const why = what.why.length > 0 ? `: ${what.why.join('; ')}` : ''
         log.info({ event: 'stopping', reasons: what.why }, `stopping${why}`)

@@ -9,7 +9,16 @@
  *   wider ones, not for an instant.
  * - A live master's socket is never replaced; what is no socket is never touched.
  */
-import { lstatSync, mkdirSync, renameSync, rmdirSync, unlinkSync, type Stats } from 'node:fs'
+import {
+  chmodSync,
+  lchownSync,
+  lstatSync,
+  mkdirSync,
+  renameSync,
+  rmdirSync,
+  unlinkSync,
+  type Stats,
+} from 'node:fs'
 import net from 'node:net'
 import { dirname, join } from 'node:path'
 
@@ -25,6 +34,8 @@ import {
   type Hello,
 } from './control-wire.ts'
 import type { Asker, Face, Wait } from './face.ts'
+
+import { mustBeTrusted } from './runtime-directory.ts'
 
 export { ControlError }
 
@@ -62,6 +73,10 @@ export interface ControlOptions {
   readonly path: string
   /** Permission bits of the socket; 0o600 where nothing else is asked for. */
   readonly mode?: number
+  /** Who may connect with the second digit of `mode`; null, or nothing: the master's own group. */
+  readonly gid?: number | null
+  /** Directories that have to be made can be entered by everybody. */
+  readonly shared?: boolean
   readonly face: Face
   readonly log: ControlLog
   readonly limits?: Partial<ControlLimits>
@@ -105,8 +120,8 @@ export class ControlInUseError extends ControlError {
 /**
  * Opens the control socket and serves `face` on it.
  *
- * A socket file that nothing answers at (its master was killed) is replaced. Missing directories are made, 0700,
- * the last two levels only, and taken away again at `close` where empty.
+ * A socket file that nothing answers at (its master was killed) is replaced. Missing directories are made, 0700 or
+ * 0755 (`shared`), the last two levels only, and taken away again at `close` where empty.
  *
  * @throws {ControlInUseError} a live process answers at the path
  * @throws {ControlError} a sentence: the path is too long, is no socket, its directory cannot be written, …
@@ -138,9 +153,15 @@ export async function openControl(options: ControlOptions): Promise<Control> {
   })
 
   // From here to the rename nothing is awaited: two masters that start at once have no time to pass each other.
-  const made = [...(replaces?.directories ?? []), ...makeDirectories(path)]
+  const made = [...(replaces?.directories ?? []), ...makeDirectories(path, options.shared ? 0o755 : 0o700)]
   try {
-    await listen(server, { path, temporary, mode: options.mode ?? 0o600, stale })
+    try {
+      mustBeTrusted(dirname(path))
+    } catch (error) {
+      if (!(error instanceof Error) || 'code' in error) throw failure(path, error)
+      throw new ControlError(error.message)
+    }
+    await listen(server, { path, temporary, mode: options.mode ?? 0o600, gid: options.gid ?? null, stale })
   } catch (error) {
     removeDirectories(made)
     throw error
@@ -484,10 +505,11 @@ interface Place {
   readonly path: string
   readonly temporary: string
   readonly mode: number
+  readonly gid: number | null
   readonly stale: Stats | null
 }
 
-async function listen(server: net.Server, { path, temporary, mode, stale }: Place): Promise<void> {
+async function listen(server: net.Server, { path, temporary, mode, gid, stale }: Place): Promise<void> {
   try {
     // What a killed master with our pid left: in a container every master is pid 1.
     if (lstat(temporary)?.isSocket()) unlinkSync(temporary)
@@ -501,13 +523,19 @@ async function listen(server: net.Server, { path, temporary, mode, stale }: Plac
     bound.catch(() => {})
     // bind(2) makes the file with 0777 & ~umask, so it is right from its first instant, where a chmod after it
     // would leave a moment in which anybody may connect. Node binds within the call.
-    const umask = process.umask(0o777 & ~mode)
+    // Another group's is for nobody else until it is that group's.
+    const umask = process.umask(0o777 & ~(gid === null ? mode : mode & 0o700))
     try {
       server.listen(temporary)
     } finally {
       process.umask(umask)
     }
     if (server.listening) {
+      if (gid !== null) {
+        lchownSync(temporary, process.geteuid?.() ?? 0, gid)
+        // chmod(2) would follow a link, but only we can put one here.
+        chmodSync(temporary, mode)
+      }
       const now = lstat(path)
       if (now !== null && !isSameFile(stale, now)) throw new ControlInUseError(path, null)
       renameSync(temporary, path)
@@ -521,14 +549,16 @@ async function listen(server: net.Server, { path, temporary, mode, stale }: Plac
 }
 
 /** The parent and, where need be, its own parent: `/run/usr2/NAME`. Gives those made, outermost first. */
-function makeDirectories(path: string): readonly string[] {
+function makeDirectories(path: string, mode: number): readonly string[] {
   const parent = dirname(path)
   const made: string[] = []
   for (const directory of [dirname(parent), parent]) {
     if (lstat(directory) !== null) continue
     try {
-      mkdirSync(directory, { mode: 0o700 })
+      mkdirSync(directory, { mode })
       made.push(directory)
+      // Whatever the umask is.
+      chmodSync(directory, mode)
     } catch (error) {
       removeDirectories(made)
       throw failure(path, error, dirname(directory))
@@ -552,6 +582,12 @@ function failure(path: string, error: unknown, directory = dirname(path)): Contr
   const code = error instanceof Error && 'code' in error ? error.code : null
   const start = `Could not open the control socket ${path}:`
   const end = 'Give another path with --control.'
+  if (error instanceof Error && 'syscall' in error && error.syscall === 'lchown') {
+    return new ControlError(
+      `${start} this user (uid ${process.getuid?.() ?? '?'}) may not give it to that group, being no member of it ` +
+        `(${code}). Take one of its own with --control-group.`,
+    )
+  }
   if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS') {
     return new ControlError(
       `${start} the user that runs usr2 (uid ${process.getuid?.() ?? '?'}) may not write to ${directory} (${code}). ` +

@@ -9,6 +9,8 @@ import type { Config } from '../config.ts'
 import { planOf } from '../rollout/plan.ts'
 import { HOOKS, PROBES } from '../rollout/state.ts'
 import type { Policy, ProbeKind, ProbePolicy } from '../rollout/state.ts'
+import { identityOf, mayRead } from './identity.ts'
+import type { Identity } from './identity.ts'
 import { inspectNode } from './node-binary.ts'
 import { NOTIFY_ENV_KEYS } from './systemd.ts'
 
@@ -24,6 +26,8 @@ export interface Pinned {
   readonly nodeArgs: readonly string[]
   readonly args: readonly string[]
   readonly env: Readonly<Record<string, string>>
+  /** As whom workers and hooks run; null: as the master. */
+  readonly identity: Identity | null
   /** The package's version, or an empty string. */
   readonly version: string
   /** Changes when the code was changed in place. */
@@ -59,6 +63,16 @@ export async function pinGeneration(config: Config, env: NodeJS.ProcessEnv): Pro
     reasons.push(error.message)
     return undefined
   })
+  const identity = await identityOf(config).catch((error: Error) => {
+    reasons.push(error.message)
+    return null
+  })
+  if (identity !== null && entry !== undefined && !(await mayRead(entry, identity))) {
+    reasons.push(
+      `Workers as ${identity.name} could not load the entry ${entry}: that user may not read it, or not enter a ` +
+        'directory on the way to it.',
+    )
+  }
   const envFile = config.envFile === null ? { ok: true as const, env: {} } : readEnvFile(config.envFile)
   if (!envFile.ok) reasons.push(envFile.complaint)
   if (entry !== undefined && node && isTypeScript(entry) && !node.stripsTypes) {
@@ -84,7 +98,8 @@ export async function pinGeneration(config: Config, env: NodeJS.ProcessEnv): Pro
       nodeVersion: node.version,
       nodeArgs: config.nodeArgs,
       args: config.args,
-      env: { ...inherited(env), ...envFile.env },
+      env: { ...inherited(env), ...identity?.env, ...envFile.env },
+      identity,
       version: manifest?.version ?? '',
       fingerprint: fingerprint(entry),
       policy,
@@ -145,6 +160,7 @@ export function policyOf(config: Config): Policy {
     warmUp: config.warmUp !== null,
     hooks: HOOKS.filter((hook) => hooks[hook] !== undefined),
     hookTimeoutMs,
+    stopDelayMs: config.stopDelayMs,
     replaceAt: {
       memoryBytes: config.maxMemoryBytes,
       requests: config.maxRequests,
@@ -160,7 +176,9 @@ export function policyOf(config: Config): Policy {
 
 /** The longest that a stop may take: what a unit's TimeoutStopSec must exceed. */
 export function stopBudgetMs(policy: Policy): number {
-  return policy.drainTimeoutMs + policy.shutdownTimeoutMs + policy.killTimeoutMs
+  const hookMs = policy.hooks.includes('beforeStop') ? policy.hookTimeoutMs : 0
+  const { stopDelayMs, drainTimeoutMs, shutdownTimeoutMs, killTimeoutMs } = policy
+  return hookMs + stopDelayMs + drainTimeoutMs + shutdownTimeoutMs + killTimeoutMs
 }
 
 function inherited(env: NodeJS.ProcessEnv): Record<string, string> {

@@ -12,6 +12,8 @@ import type { ChildProcess } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import type { Readable } from 'node:stream'
 import type { Hook } from '../rollout/state.ts'
+import { idsOf } from './identity.ts'
+import type { Ids } from './identity.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
 import type { Logger } from './report.ts'
 import { NOTIFY_ENV_KEYS } from './systemd.ts'
@@ -37,6 +39,8 @@ export interface HookRun {
   readonly cwd: string
   /** All of it: see {@link hookEnvironment}. */
   readonly env: Readonly<Record<string, string>>
+  /** As whom; none: as the master. What lies in the app's directory is not to run as root where workers do not. */
+  readonly identity?: Ids | null
   readonly timeoutMs: number
   /** From SIGTERM to SIGKILL. */
   readonly killTimeoutMs: number
@@ -58,6 +62,11 @@ export class Hooks {
     this.running.add(running)
     void running.gone.then(() => this.running.delete(running))
     return running.result
+  }
+
+  /** Ends those that run now, and waits for nothing. */
+  end(hooks: readonly Hook[], why: string): void {
+    for (const running of this.running) if (hooks.includes(running.hook)) running.end(why)
   }
 
   /** Ends what runs; no other begins. Resolves when nothing of them is left. */
@@ -100,6 +109,10 @@ class Running {
     }
   }
 
+  get hook(): Hook {
+    return this.order.hook
+  }
+
   /** SIGTERM to all of it, and SIGKILL to what is still there when its time is up. */
   end(why: string): void {
     const pid = this.child?.pid
@@ -112,9 +125,11 @@ class Running {
   }
 
   private start(): void {
-    const { hook, command, cwd, env, timeoutMs, log } = this.order
+    const { hook, command, cwd, env, identity, timeoutMs, log } = this.order
     const [program = '', ...args] = command
-    const child = spawn(program, args, { cwd, env, detached: true, stdio: ['ignore', 'pipe', 'pipe'] })
+    const child = spawn(program, args, {
+      ...{ cwd, env, ...idsOf(identity ?? null), detached: true, stdio: ['ignore', 'pipe', 'pipe'] },
+    })
     this.child = child
     this.read(child.stdout)
     this.read(child.stderr)

@@ -4,8 +4,12 @@
  *
  * A UDP socket needs no proof by listen(2): bind(2) tells all. And a worker gets its copy with the answer to its claim,
  * not with the grant: it may send before it may read, and an unread copy is no trap while others read.
+ *
+ * Sockets that the service manager passed are held from the start, so an app that asks for exactly their address finds
+ * them as any listener of an earlier generation; one that asks for every address of a port gets them under that key as
+ * well (`fitting` in inherited.ts). They are the manager's: never proved, never unlinked, and kept when nobody listens.
  */
-import { lstatSync, rmSync } from 'node:fs'
+import { lstatSync, rmSync, statSync } from 'node:fs'
 import net from 'node:net'
 import { BindError, adopt, bind } from 'native-free-fd-passing'
 import type { HeldSocket } from 'native-free-fd-passing'
@@ -13,6 +17,8 @@ import { listenerKey, overlaps } from '../address.ts'
 import type { Address, ListenerKey } from '../address.ts'
 import { CMD } from '../protocol.ts'
 import type { KnownListener, WireAddress, WireError } from '../protocol.ts'
+import { fitting } from './inherited.ts'
+import type { ActivatedSocket } from './inherited.ts'
 import { ownerOf } from './port-owner.ts'
 import { KeptUnixPath } from './unix-path.ts'
 import type { BequeathedListener } from './upgrade-wire.ts'
@@ -20,8 +26,17 @@ import type { WorkerHandle } from './worker-handle.ts'
 
 /** How long a worker may take to prove a new bind, or to acknowledge a handle. */
 const HANDOVER_TIMEOUT_MS = 10_000
+/**
+ * For sockets that were passed to us: listen(2) cuts it to net.core.somaxconn, so it never lowers what the unit's
+ * Backlog= gave; Node's 511 would. (What that is now, nothing in /proc tells.)
+ */
+const MAX_BACKLOG = 2 ** 31 - 1
+/** After the first generation serves: an app may listen on its second address a little later. */
+const UNCLAIMED_AFTER_MS = 3_000
 
 export interface ListenersParts {
+  /** What the service manager passed. */
+  readonly activated?: readonly ActivatedSocket[]
   readonly log: { info(facts: object, text: string): void; warn(facts: object, text: string): void }
   /** A listener is held since; workers are told so that they may claim it without asking. */
   onHeld(listener: KnownListener): void
@@ -32,6 +47,8 @@ interface Held {
   readonly address: Address
   readonly known: KnownListener
   readonly path: KeptUnixPath | null
+  /** It is one of the service manager's. */
+  readonly activated?: ActivatedSocket
 }
 
 interface Asker {
@@ -51,13 +68,55 @@ export class Listeners {
   private readonly held = new Map<ListenerKey, Held>()
   private readonly proofs = new Map<ListenerKey, Proof>()
   private readonly parts: ListenersParts
+  private readonly activated: readonly ActivatedSocket[]
+  /** Keys of activated sockets that a worker has listened on. */
+  private readonly claimedKeys = new Set<ListenerKey>()
 
   constructor(parts: ListenersParts) {
     this.parts = parts
+    this.activated = parts.activated ?? []
+    for (const each of this.activated) {
+      const { name, key, address } = each
+      this.held.set(key, this.holdActivated(address, key, fitting(address, this.activated, isSamePath), each))
+      parts.log.info({ event: 'activated', name, listener: key }, `was passed ${key} (${name})`)
+    }
   }
 
+  /** For the workers. */
   known(): KnownListener[] {
     return [...this.held.values()].map(({ known }) => known)
+  }
+
+  /** For people: without what the service manager passed and nobody listens on. */
+  keys(): ListenerKey[] {
+    return [...this.held].flatMap(([key, { activated }]) =>
+      activated && !this.claimedKeys.has(key) ? [] : [key],
+    )
+  }
+
+  /** A worker listens there. */
+  claimed(key: ListenerKey): void {
+    if (this.held.get(key)?.activated) this.claimedKeys.add(key)
+  }
+
+  /** The first generation serves. */
+  serving(): void {
+    if (this.activated.length === 0) return
+    this.unclaimedTimer = setTimeout(() => this.reportUnclaimed(), UNCLAIMED_AFTER_MS).unref()
+  }
+  private unclaimedTimer: NodeJS.Timeout | undefined
+
+  /** Says which of the sockets that the service manager passed no worker has listened on: their clients would hang. */
+  private reportUnclaimed(): void {
+    const isClaimed = ({ socket }: ActivatedSocket): boolean =>
+      [...this.claimedKeys].some((key) => this.held.get(key)?.socket === socket)
+    for (const { name, key } of this.activated.filter((each) => !isClaimed(each))) {
+      this.parts.log.warn(
+        { event: 'unclaimed', name, listener: key },
+        `the app does not listen on ${key}, which the service manager passed as "${name}": clients connect and get no ` +
+          'answer; let the app listen there, or take the address out of the .socket unit',
+      )
+    }
   }
 
   has(key: ListenerKey): boolean {
@@ -72,7 +131,40 @@ export class Listeners {
     if (held) return this.answer({ worker, id, address }, held)
     const proof = this.proofs.get(key)
     if (proof) return void proof.waiting.push({ worker, id, address })
+    const [first, ...others] = fitting(address, this.activated, isSamePath)
+    if (first) return this.lend({ worker, id, address }, key, [first, ...others])
     void this.bind({ worker, id, address }, key)
+  }
+
+  /** The service manager's sockets under the key that the app asks for. */
+  private lend(
+    asker: Asker,
+    key: ListenerKey,
+    sockets: readonly [ActivatedSocket, ...ActivatedSocket[]],
+  ): void {
+    const held = this.holdActivated(asker.address, key, sockets, sockets[0])
+    const names = sockets.map((each) => `${each.key} (${each.name})`).join(' and ')
+    this.parts.log.info(
+      { ...asker.worker.facts, event: 'lent', listener: key },
+      `the app asks for ${key} and gets ${names}, which the service manager passed`,
+    )
+    this.keep(asker, held)
+    this.answer(asker, held)
+  }
+
+  private holdActivated(
+    address: Address,
+    key: ListenerKey,
+    sockets: readonly ActivatedSocket[],
+    activated: ActivatedSocket,
+  ): Held {
+    const { socket } = activated
+    const also = sockets.filter((each) => each !== activated).map((each) => each.key)
+    const known: KnownListener = {
+      ...{ key, bound: socket.bound, backlog: MAX_BACKLOG },
+      ...(also.length > 0 && { also }),
+    }
+    return { socket, address, known, path: null, activated }
   }
 
   private async bind(asker: Asker, key: ListenerKey): Promise<void> {
@@ -87,10 +179,12 @@ export class Listeners {
       overlaps(other.address, address),
     )
     if (rival) {
+      const whose = rival.activated
+        ? `which the service manager passed (${rival.activated.name}): let the app listen on that, or change the .socket unit`
+        : `which this master holds (if the app has moved there: usr2 reload --drop ${rival.known.key}, or stop and start)`
       return refuse(
         { code: 'EADDRINUSE', errno: -98, syscall },
-        `could not bind ${key}: it overlaps ${rival.known.key}, which this master holds ` +
-          `(if the app has moved there: usr2 reload --drop ${rival.known.key}, or stop and start)`,
+        `could not bind ${key}: it overlaps ${rival.known.key}, ${whose}`,
       )
     }
     try {
@@ -218,6 +312,16 @@ export class Listeners {
   async release(key: ListenerKey): Promise<void> {
     const held = this.held.get(key)
     if (!held) return
+    if (held.activated) {
+      // Closed, it would go on to listen in the service manager, and nobody here could take it up again.
+      this.claimedKeys.delete(key)
+      if (key !== held.activated.key) this.held.delete(key)
+      this.parts.log.info(
+        { listener: key },
+        `nobody listens on ${key} any more; it stays, as it was passed to us`,
+      )
+      return
+    }
     this.held.delete(key)
     this.parts.log.info({ listener: key }, `released ${key}`)
     await this.close(held)
@@ -266,6 +370,7 @@ export class Listeners {
   }
 
   async closeAll(): Promise<void> {
+    clearTimeout(this.unclaimedTimer)
     const all = [...this.held.values(), ...[...this.proofs.values()].map(({ held }) => held)]
     this.held.clear()
     this.proofs.clear()
@@ -284,6 +389,15 @@ export class Listeners {
       }
     }
   }
+}
+
+/** `/var/run/a.sock` and `/run/a.sock` are one. */
+function isSamePath(a: string, b: string): boolean {
+  if (a === b) return true
+  const [one, other] = [a, b].map((path) => {
+    return path.startsWith('\0') ? undefined : statSync(path, { throwIfNoEntry: false })
+  })
+  return one !== undefined && one.ino === other?.ino && one.dev === other.dev
 }
 
 /** A path gets the mode that the app's own umask gives it, not ours. Nothing else runs in between. */

@@ -5,6 +5,7 @@
  * Files" and "CPU Interface Files"; cgroup-v1/memory.rst; scheduler/sched-bwc.rst).
  */
 import { readFileSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { posix } from 'node:path'
 
 /** @throws when there is no such file */
@@ -60,6 +61,15 @@ export function quotaCpus(read: Read = readFile): number | null {
   })
   // Version 1 says -1 for none.
   return smallest(quotas.filter((cpus) => cpus > 0))
+}
+
+/**
+ * How many workers `auto` is: as many as can compute at the same time. A quota of 1.5 processors is two workers, of which
+ * neither can take it all; 64 on a big host under a quota of 2 would be throttled for most of each 100 ms, all at once.
+ * (Node 22 and newer round such a quota down by themselves: two are one there.)
+ */
+export function autoWorkers(read: Read = readFile, cores = availableParallelism()): number {
+  return Math.max(1, Math.min(cores, Math.ceil(quotaCpus(read) ?? Infinity)))
 }
 
 /** Over memory.high nothing is killed, but all that allocates is put to sleep: for a worker that serves it is a limit. */

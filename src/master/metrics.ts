@@ -5,7 +5,8 @@
  * Rules of this file:
  * - It only reads. Nothing that is sent here changes anything.
  * - A client costs a bounded amount: {@link LIMITS}. One connection is one request, for at most five seconds.
- * - Only this machine can connect: there is no authorisation. A unix socket is open to the master's user and group.
+ * - There is no authorisation. An address that other machines reach is served when it is given (Kubernetes' probes come
+ *   from outside of the pod), and the configuration warns of it. A unix socket is open to the master's user and group.
  * - It answers until the master's end: a stop that drains is told by /readyz.
  */
 import type { IncomingMessage, Server, ServerResponse } from 'node:http'
@@ -106,12 +107,6 @@ async function bindPath(server: Server, path: string, mode: number): Promise<() 
 
 async function bindPort(server: Server, { host, port }: { host: string; port: number }) {
   const address = addressOf({ address: host, port })
-  if (!isLoopback(host)) {
-    throw failure(
-      address,
-      `${host} can be reached from other machines, and whoever connects may read; use 127.0.0.1 or ::1`,
-    )
-  }
   await new Promise<void>((resolve, reject) => {
     const fail = (error: NodeJS.ErrnoException): void => {
       const inUse = error.code === 'EADDRINUSE'
@@ -132,9 +127,6 @@ const failure = (where: string, why: string): MetricsError =>
 
 const addressOf = ({ address, port }: Pick<AddressInfo, 'address' | 'port'>): string =>
   isIP(address) === 6 ? `[${address}]:${port}` : `${address}:${port}`
-
-const isLoopback = (host: string): boolean =>
-  host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'))
 
 interface Answer {
   readonly status: number

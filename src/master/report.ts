@@ -7,24 +7,32 @@ import pino from 'pino'
 import type { Logger } from 'pino'
 import type { Verdict as Decision } from '../rollout/state.ts'
 import type { Pinned } from './generation.ts'
+import type { LogFile } from './log-file.ts'
 import { seconds } from './words.ts'
 
 export type { Logger }
 
 /** Lines that cannot be written are kept so far, for a disk that has room again. */
-const MAX_UNWRITTEN_BYTES = 1024 * 1024
+export const MAX_UNWRITTEN_BYTES = 1024 * 1024
 
 /**
- * JSON lines on stderr, so that the app's stdout stays the app's; readable lines on a terminal. A service has no
+ * JSON lines on stderr, or in a file, so that the app's stdout stays the app's; readable lines on a terminal. A service has no
  * terminal, and its master is spared 1 MB for them.
  */
-export async function createLogger(level: string, name: string): Promise<Logger> {
+export async function createLogger(level: string, name: string, file: LogFile | null): Promise<Logger> {
+  return loggerTo(file ?? (await standardError()), level, name)
+}
+
+async function standardError(): Promise<pino.DestinationStream> {
   const destination =
     process.stderr.isTTY === true
       ? (await import('./pretty.ts')).prettyStderr()
       : pino.destination({ dest: 2, sync: true, maxLength: MAX_UNWRITTEN_BYTES })
   // A full disk (ENOSPC) or a terminal that is gone (EIO) must not end the master; unheard, an 'error' would.
-  destination.on('error', () => {})
+  return destination.on('error', () => {})
+}
+
+function loggerTo(destination: pino.DestinationStream, level: string, name: string): Logger {
   return pino(
     {
       level,
@@ -48,17 +56,21 @@ function change(from: Pinned | undefined, to: Pinned | undefined): string {
 
 /** One line: `generation 7 -> 8 in 2.1 s: /srv/releases/41 -> /srv/releases/42 (1.4.0 -> 1.5.0)`. */
 export function verdictText(decision: Decision, pinned: ReadonlyMap<number, Pinned>): string {
-  const { outcome, current, other, tookMs, reasons } = decision
+  const { outcome, kind, current, other, tookMs, reasons } = decision
   const took = seconds(tookMs)
   switch (outcome) {
     case 'promoted':
+      // A rollback asked for in the midst of a rollout has ended that, and there is nothing else to go back to.
+      if (other === null) return `generation ${current} serves on: ${reasons.join('; ')}`
       return `generation ${other} -> ${current} in ${took}${change(pinned.get(other ?? -1), pinned.get(current ?? -1))}`
     case 'rolled-back':
+      if (kind === 'rollback')
+        return `the rollback to generation ${other} failed after ${took}, generation ${current} serves on: ${reasons.join('; ')}`
       return `generation ${other} was rolled back after ${took}, generation ${current} serves on: ${reasons.join('; ')}`
     case 'refused':
-      return `the reload was refused, generation ${current} serves on: ${reasons.join(' ')}`
+      return `the ${kind} was refused, generation ${current} serves on: ${reasons.join(' ')}`
     case 'overtaken':
-      return `the reload was ended after ${took}: ${reasons.join('; ')}`
+      return `the ${kind} was ended after ${took}: ${reasons.join('; ')}`
   }
 }
 

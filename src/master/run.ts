@@ -1,9 +1,8 @@
 /** `usr2 run`: wires the parts of a master together, and takes them apart again. Read this file first. */
 // Before anything of the master is evaluated.
 import './v8-flags.ts'
-import { accessSync, constants, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
+import { accessSync, constants, existsSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { StackReader, busyness } from './blocked.ts'
 import { defaultControlPath, loadConfig, needsRestart, startDirectory } from '../config.ts'
 import type { Config } from '../config.ts'
@@ -13,13 +12,20 @@ import type { Control } from './control.ts'
 import { hasTerminal, letGoOfTerminal, listenToSignals } from './early-signals.ts'
 import { pinGeneration, stopBudgetMs } from './generation.ts'
 import type { PinResult } from './generation.ts'
-import { isAlive } from './leftovers.ts'
+import { Heartbeat } from './heartbeat.ts'
+import { takeInherited } from './inherited.ts'
+import type { Inherited } from './inherited.ts'
+import { gidOf, mayRead } from './identity.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
+import { LogFile } from './log-file.ts'
 import type { Metrics } from './metrics.ts'
+import { watchOrphans } from './orphans.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
 import { Predecessor } from './predecessor.ts'
 import { createLogger, ownVersion } from './report.ts'
+import { makeRuntimeDirectory, sweepRuntimeDirectories } from './runtime-directory.ts'
 import { seconds } from './words.ts'
+import { checkUnitTimes } from './unit-times.ts'
 import { Supervisor } from './supervisor.ts'
 import { createNotifier } from './systemd.ts'
 import { Upgrader } from './upgrade.ts'
@@ -53,7 +59,8 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   if (!loaded.ok) return complain(2, loaded.complaints)
   const { config } = loaded
   const first = await pinGeneration(config, env)
-  if (!first.ok) return complain(2, first.reasons)
+  const group = await groupOf(config)
+  if (!first.ok || !group.ok) return complain(2, [...reasonsOf(first), ...reasonsOf(group)])
   const place = defaultControlPath(config, env, canWrite)
   if (!place.ok) return complain(1, [place.complaint])
   if (predecessor) {
@@ -65,7 +72,10 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     predecessor.hello(ownVersion(), first.pinned.policy.startTimeoutMs)
   }
 
-  const log = await createLogger(config.logLevel, config.name)
+  const opened = openLogFile(config)
+  if (!opened.ok) return complain(2, opened.reasons)
+  const { file } = opened
+  const log = await createLogger(config.logLevel, config.name, file)
   for (const warning of loaded.warnings) log.warn({}, warning)
   // Nothing of ours may pin a release's directory; the workers get theirs with each spawn.
   process.chdir('/')
@@ -77,24 +87,49 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     if (fixed.length > 0) {
       log.warn({ keys: fixed }, `changed, but only a restart can change it: ${fixed.join(', ')}`)
     }
-    return pinGeneration(again.config, env)
+    const pinned = await pinGeneration(again.config, env)
+    return pinned.ok ? loadable(pinned) : pinned
+  }
+  /** A worker loads its guest from the runtime directory, as its own user. */
+  const loadable = async (pin: PinResult & { readonly ok: true }): Promise<PinResult> => {
+    const { identity } = pin.pinned
+    const file = join(preload(), 'preload.cjs')
+    if (identity === null || (await mayRead(file, identity))) return pin
+    const reason =
+      `Workers as ${identity.name} could not load ${file}: that user may not read it, or not enter a directory on the ` +
+      'way to it. Let others enter those (chmod o+x), or take another place with --control PATH.'
+    return { ok: false, reasons: [reason] }
   }
 
-  const notifier = createNotifier({ env: process.env, log, quiet: predecessor !== null })
+  let inherited: Inherited
+  try {
+    inherited = takeInherited(env)
+  } catch (error) {
+    return complain(1, [error instanceof Error ? error.message : String(error)])
+  }
+  if (inherited.warning !== null) log.warn({ event: 'not-activated' }, inherited.warning)
+  const notifier = createNotifier({
+    env: process.env,
+    fd: inherited.notifyFd,
+    log,
+    quiet: predecessor !== null,
+  })
   let control: Control | undefined
   let lostControl: Control | undefined
   let metrics: Metrics | undefined
   let stacks: StackReader | undefined
   let upgrader: Upgrader | undefined
   let runtime: string | undefined
+  const preload = (): string => (runtime ??= makeRuntimeDirectory(place.path, config.name))
+  const forgetOrphans = process.pid === 1 ? watchOrphans({ log }) : () => {}
   let end: (status: number) => void = () => {}
   const ended = new Promise<number>((resolve) => (end = resolve))
   try {
-    const preload = (): string => (runtime ??= makeRuntimeDirectory(place.path, config.name))
     const supervisor = new Supervisor({
       config,
       log,
       notifier,
+      activated: inherited.sockets,
       get preload() {
         return join(preload(), 'preload.cjs')
       },
@@ -134,41 +169,53 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
           // Kept open for whoever waits on it for the verdict.
           lostControl = control
           const replaces = { directories: control.directories }
-          control = await openControl({ path: place.path, face, log, replaces })
+          control = await openControl({ ...controlOf(), replaces })
         }
         writePid(config, log)
         await openMetricsFor()
       },
       sweep(pid) {
         supervisor.sweep(pid)
-        rmSync(runtimeDirectory(place.path, config.name, pid), { recursive: true, force: true })
+        sweepRuntimeDirectories(place.path, config.name, pid)
       },
     })
+    const controlOf = () => ({
+      ...{ path: place.path, mode: config.controlMode, gid: group.gid, shared: isShared(config), face, log },
+    })
     // The socket is what tells a second master of the same name, so it comes before anything is started.
-    if (predecessor === null) control = await openControl({ path: place.path, face, log })
+    if (predecessor === null) control = await openControl(controlOf())
     else supervisor.inherit(predecessor.bequest.listeners)
     upgrader = face
-    preload()
+    const loading = await loadable(first)
+    if (!loading.ok) return complain(1, loading.reasons)
     if (config.stackOfBlocked) {
       stacks = await StackReader.open({ helper: join(preload(), 'blocked.mjs'), log })
     }
     if (predecessor === null) await openMetricsFor()
     const { policy } = first.pinned
+    void checkUnitTimes({ env, policy, log })
     log.info(
       { event: 'starting', usr2: ownVersion(), node: process.versions.node, control: place.path },
       `usr2 ${ownVersion()} (pid ${process.pid}): ${config.workers} x ${first.pinned.entry}; ` +
         `a stop takes at most ${seconds(stopBudgetMs(policy))}`,
     )
     supervisor.start(first.pinned, predecessor?.bequest.heritage)
-    takeSignals(face, log, env)
-    if (predecessor === null) notifier.startWatchdog(() => true)
+    takeSignals(face, log, env, file)
+    const startWatchdog = (): void => {
+      const heartbeat = new Heartbeat({
+        ...{ log, serving: () => supervisor.serving(), remedyMs: () => supervisor.remedyMs() },
+        intervalMs: notifier.watchdogIntervalMs ?? Infinity,
+      })
+      notifier.startWatchdog(() => heartbeat.isBeating())
+    }
+    if (predecessor === null) startWatchdog()
     predecessor?.attend({
       leave(reason) {
         log.error({ event: 'dismissed', reason }, `leaves: ${reason}`)
         supervisor.leave()
       },
       async takeOver(directories) {
-        control = await openControl({ path: place.path, face, log, replaces: { directories } })
+        control = await openControl({ ...controlOf(), replaces: { directories } })
         try {
           await openMetricsFor()
         } catch (error) {
@@ -181,16 +228,19 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       main() {
         notifier.speak()
         notifier.ready(supervisor.statusLine())
-        notifier.startWatchdog(() => true)
+        startWatchdog()
       },
       drained: (generation, text) =>
         log.info({ event: 'predecessor-drained', generation }, `the master before: ${text}`),
       stop: (how) => face.stop(how),
     })
-    return await ended
+    const status = await ended
+    if (status !== 0 && file !== null) complain(1, [`It gave up; ${file.path} has the reasons.`])
+    return status
   } catch (error) {
     return complain(1, [error instanceof Error ? error.message : String(error)])
   } finally {
+    forgetOrphans()
     await upgrader?.settled()
     // Whoever had connected before the path led to the successor gets an answer, too.
     if (upgrader?.hasHeir) await control?.emptied(FAREWELL_MS)
@@ -210,6 +260,42 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
 const FAREWELL_MS = 2_000
 
 const sentence = (text: string): string => `${text[0]?.toUpperCase()}${text.slice(1)}`
+/** Others have to find what is beside the control socket: whoever may connect to it, and workers of another user. */
+const isShared = ({ user, group, controlMode, controlGroup }: Config): boolean =>
+  user !== null || group !== null || controlGroup !== null || controlMode !== 0o600
+
+type LogFileResult =
+  | { readonly ok: true; readonly file: LogFile | null }
+  | { readonly ok: false; readonly reasons: readonly string[] }
+
+function openLogFile({ logFile }: Config): LogFileResult {
+  try {
+    return { ok: true, file: logFile === null ? null : new LogFile(logFile) }
+  } catch (error) {
+    return { ok: false, reasons: [error instanceof Error ? error.message : String(error)] }
+  }
+}
+
+type GroupResult =
+  | { readonly ok: true; readonly gid: number | null }
+  | { readonly ok: false; readonly reasons: readonly string[] }
+
+async function groupOf({ controlGroup }: Config): Promise<GroupResult> {
+  try {
+    return { ok: true, gid: controlGroup === null ? null : await gidOf(controlGroup, '--control-group') }
+  } catch (error) {
+    return { ok: false, reasons: [error instanceof Error ? error.message : String(error)] }
+  }
+}
+
+const reasonsOf = (
+  result: { readonly ok: true } | { readonly ok: false; readonly reasons: readonly string[] },
+) => (result.ok ? [] : result.reasons)
+
+function complain(status: 1 | 2, complaints: readonly string[]): number {
+  for (const complaint of complaints) process.stderr.write(`usr2: ${complaint}\n`)
+  return status
+}
 
 /** prom-client is loaded only by a master that is asked for it: 1 to 3 MB of its memory. */
 async function openMetricsOf(face: Supervisor, listen: MetricsAt, log: Log): Promise<Metrics> {
@@ -243,7 +329,7 @@ function removePid({ pidFile }: Config, log: Log): void {
 }
 
 /** What each signal means. Handlers only tell: the supervisor is asked, and decides by the machine. */
-function takeSignals(supervisor: Upgrader, log: Log, env: NodeJS.ProcessEnv): void {
+function takeSignals(supervisor: Upgrader, log: Log, env: NodeJS.ProcessEnv, file: LogFile | null): void {
   const hadTerminal = hasTerminal()
   if (env['npm_lifecycle_event'] !== undefined || env['npm_command'] !== undefined) {
     log.warn(
@@ -272,10 +358,21 @@ function takeSignals(supervisor: Upgrader, log: Log, env: NodeJS.ProcessEnv): vo
           if (problem !== null) log.warn({ event: 'refused', signal }, problem)
         })
       case 'SIGUSR1':
-        // Reopening logs comes with a later version; never fatal.
-        return
+        return reopen(file, log)
     }
   })
+}
+
+function reopen(file: LogFile | null, log: Log): void {
+  if (file === null) return
+  try {
+    file.reopen()
+    log.info({ event: 'log-reopened', path: file.path }, `the log goes on in ${file.path}`)
+  } catch (error) {
+    const text = `${error instanceof Error ? error.message : String(error)} The file that was open goes on.`
+    log.warn({ event: 'log-not-reopened', path: file.path }, text)
+    complain(1, [text])
+  }
 }
 
 function canWrite(directory: string): boolean {
@@ -289,35 +386,4 @@ function canWrite(directory: string): boolean {
     }
   }
   return false
-}
-
-/**
- * A directory of this master's own beside its control socket, with a copy of the guest and of the helper that looks into blocked workers: an `npm ci` or an upgrade
- * on disk never mixes versions. What a killed master of the same name left is swept.
- */
-function makeRuntimeDirectory(control: string, name: string): string {
-  const parent = dirname(control)
-  const prefix = `.usr2-${name}-`
-  for (const entry of readdirSync(parent)) {
-    const pid = entry.startsWith(prefix) ? Number(entry.slice(prefix.length)) : NaN
-    if (Number.isInteger(pid) && !isAlive(pid)) rmSync(join(parent, entry), { recursive: true, force: true })
-  }
-  const directory = runtimeDirectory(control, name, process.pid)
-  rmSync(directory, { recursive: true, force: true })
-  mkdirSync(directory, { mode: 0o755 })
-  try {
-    for (const name of ['preload.cjs', 'blocked.mjs']) copyFileSync(builtFile(name), join(directory, name))
-  } catch (error) {
-    rmSync(directory, { recursive: true, force: true })
-    throw error
-  }
-  return directory
-}
-
-const runtimeDirectory = (control: string, name: string, pid: number): string =>
-  join(dirname(control), `.usr2-${name}-${pid}`)
-
-/** Beside the built CLI. */
-function builtFile(name: string): string {
-  return join(dirname(fileURLToPath(import.meta.url)), name)
 }

@@ -52,7 +52,7 @@ export function statusOf(parts: StatusParts): Status {
   const serving = (current?.slots ?? []).filter((slot) => serves(state.workers.get(holder(slot) ?? -1)))
   const workers = [...state.workers.values()]
   const { top } = state
-  const parked = top.k === 'steady' ? top.parked : null
+  const parked = top.k === 'steady' || top.k === 'rolling-out' ? top.parked : null
   return {
     name,
     pid: process.pid,
@@ -143,6 +143,12 @@ function waitsFor({ state, now }: StatusParts): string | null {
       return 'for the first generation to serve'
     case 'rolling-out':
       return `reload ${top.rollout.id}: ${rolloutWaitsFor(state, now)}`
+    case 'leaving': {
+      const left = `(at most ${seconds(Math.max(0, top.until.timerAt - now))} more)`
+      return top.doing === 'delay'
+        ? `for load balancers to send nobody any more ${left}`
+        : `for the hook beforeStop ${left}`
+    }
     case 'stopping':
       return `for ${plural(state.workers.size, 'worker')} to leave`
     default:
@@ -158,7 +164,7 @@ function rolloutWaitsFor({ top }: State, now: number): string {
     `(at most ${seconds(Math.max(0, timer.timerAt - now))} more)`
   switch (doing.k) {
     case 'pinning':
-      return 'reading configuration and code'
+      return 'for configuration and code to be read'
     case 'before-spawn':
       return `for the hook beforeSpawn ${left(doing.by)}`
     case 'before-promote':

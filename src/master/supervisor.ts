@@ -6,8 +6,8 @@
  */
 import type { Config } from '../config.ts'
 import { MAX_DRAIN_MS } from '../protocol.ts'
-import type { FromWorker, Held, KnownListener } from '../protocol.ts'
-import { currentOf, holder, serves, stateOf } from '../rollout/questions.ts'
+import type { FromWorker, Held, KnownListener, Statistics } from '../protocol.ts'
+import { currentOf, holder, isGoing, parkedOf, roleOf, serves, stateOf } from '../rollout/questions.ts'
 import { initialState } from '../rollout/state.ts'
 import type {
   Announcement,
@@ -38,6 +38,7 @@ import { Hooks, hookEnvironment } from './hooks.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
 import { ledgerText, sumOf } from './ledger.ts'
 import type { Ledger } from './ledger.ts'
+import type { ActivatedSocket } from './inherited.ts'
 import { Listeners } from './listeners.ts'
 import { freeBytes, rssBytes, workerBytes } from './memory.ts'
 import { verdictText } from './report.ts'
@@ -47,6 +48,8 @@ import { MAX_YIELD_MS, canRaise, lower, raise } from './niceness.ts'
 import type { Notifier } from './systemd.ts'
 import type { GenerationTotals, Verdicts } from './totals.ts'
 import { TicketKeys } from './ticket-keys.ts'
+import { Turns } from './turns.ts'
+import type { Place } from './turns.ts'
 import { FIRST_LISTENER_FD } from './upgrade-wire.ts'
 import type { BequeathedListener } from './upgrade-wire.ts'
 import { WorkerHandle } from './worker-handle.ts'
@@ -62,6 +65,8 @@ const MAX_NAMED_CUTS = 20
 const WITHDRAWAL_TIMEOUT_MS = 2_000
 /** How often the memory of the workers is looked at: a leak takes minutes, a look 50 µs. */
 const WEIGH_EVERY_MS = 5_000
+/** A worker that no liveness probe looks after may be silent for as long as the default probe would let it. */
+const WITHOUT_PROBE_MS = 70_000
 /** A stop or a slow start that progresses asks the service manager for so much more time at once. */
 const EXTENSION_MS = 10_000
 
@@ -71,6 +76,8 @@ export interface SupervisorParts {
   readonly notifier: Notifier
   /** The guest's file. */
   readonly preload: string
+  /** What the service manager passed. */
+  readonly activated: readonly ActivatedSocket[]
   /** Reads configuration, code path and Node binary anew. */
   pin(): Promise<PinResult>
   /** The first generation serves. */
@@ -128,6 +135,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private readonly books = new Books()
   private readonly bans = new Bans()
   private readonly announcer: Announcer
+  private readonly turns = new Turns({ turn: ({ worker, key }) => this.listeners.turn(worker, key) })
   private readonly orders = new Map<OrderId, (problem: string | null) => void>()
   private lastAsk = 0
   private lastOrder = 0
@@ -139,7 +147,8 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   constructor(parts: SupervisorParts) {
     this.parts = parts
     this.log = parts.log
-    this.listeners = new Listeners({ log: parts.log, onHeld: (known) => this.tellHeld(known) })
+    const { log, activated } = parts
+    this.listeners = new Listeners({ log, activated, onHeld: (known) => this.tellHeld(known) })
     this.announcer = new Announcer({
       ...{ log: parts.log, notifier: parts.notifier, handles: this.handles, pinned: this.pinned },
       state: () => this.state,
@@ -189,7 +198,20 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       this.stepping = false
     }
     this.listeners.restorePaths()
+    this.turns.among(this.places())
     this.arm()
+  }
+
+  /** Every open grant while two generations share the connections; else none: nobody asks who gets them. */
+  private places(): Place[] {
+    const { top, workers } = this.state
+    if (top.k !== 'rolling-out' || top.rollout.open === 0) return []
+    const places = [...workers.values()].flatMap(({ id, claims }) => {
+      const worker = this.handles.get(id)
+      return [...claims].flatMap(([key, { k }]) => (worker && k === 'open' ? [{ worker, key }] : []))
+    })
+    const generations = new Set(places.map(({ worker }) => worker.generation))
+    return generations.size > 1 ? places : []
   }
 
   private arm(): void {
@@ -259,7 +281,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         void this.listeners.release(command.key)
         this.ticketKeys.forgetListener(command.key)
         // In a stop an app's own `unlink` of its socket on SIGTERM still finds nothing to complain about.
-        if (this.stopping) return
+        if (this.state.top.k === 'stopping') return
         for (const handle of this.handles.values()) handle.send({ t: 'forget', key: command.key })
         return
       case 'unpin':
@@ -300,14 +322,46 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     )
     const free = freeBytes()
     if (free === null || taken.length === 0) return null
-    return { freeBytes: free, workerBytes: taken.reduce((sum, bytes) => sum + bytes, 0) / taken.length }
+    // Who is parked leaves when the candidate comes.
+    const parked = parkedOf(this.state.top)
+    const leaving = [...this.handles.values()].flatMap(({ generation, pid }) =>
+      generation === parked && pid !== null ? (workerBytes(pid) ?? []) : [],
+    )
+    const sum = (bytes: readonly number[]): number => bytes.reduce((all, one) => all + one, 0)
+    return { freeBytes: free + sum(leaving), workerBytes: sum(taken) / taken.length }
   }
 
   private probe(id: WorkerId, kind: ProbeKind, nth: number, timeoutMs: number): void {
     const handle = this.handles.get(id)
     const target = this.pinned.get(handle?.generation ?? -1)?.config.probes[kind]?.target
     if (!handle || !target) return
+    if (handle.awaitsProbe(kind)) this.countProbe(handle, false)
     handle.send({ t: 'probe', id: handle.expectProbe(kind, nth), kind, target, timeoutMs })
+  }
+
+  /** In time: after it the machine has counted a failure already. */
+  private isAsking(
+    worker: WorkerId,
+    { kind, nth }: { readonly kind: ProbeKind; readonly nth: number },
+  ): boolean {
+    const probing = this.state.workers.get(worker)?.probes[kind]
+    return probing?.doing.k === 'asking' && probing.nth === nth
+  }
+
+  /**
+   * Its loop was blocked by loading the app: no client waited for it. (An app that takes 2.5 s to load, also in the
+   * current version, failed `loopDelay < 300ms`.)
+   */
+  private asServing(worker: WorkerId, statistics: Statistics): Statistics {
+    const claims = [...(this.state.workers.get(worker)?.claims.values() ?? [])]
+    const serves = claims.length === 0 || claims.some(({ k }) => k === 'open')
+    return serves ? statistics : { ...statistics, loopDelayMs: 0 }
+  }
+
+  /** For an analysis. That a worker which boots is not ready yet says nothing against its version. */
+  private countProbe({ id, generation }: WorkerHandle, passed: boolean): void {
+    if (this.state.workers.get(id)?.phase.k === 'ready')
+      this.books.probed(generation, passed, performance.now())
   }
 
   private warmUp(id: WorkerId): void {
@@ -350,6 +404,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       hook,
       command: spec.command,
       cwd: pinned.cwd,
+      identity: pinned.identity,
       env: hookEnvironment(pinned.env, {
         ...{ hook, name: this.parts.config.name, reload: Number(reload.replace(/^r/, '')) },
         ...{ about: facts(about), previous: facts(other), ...ended },
@@ -456,6 +511,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
           const text = `slot ${handle.slot} says that it listens on ${message.key}, which this master does not hold`
           return this.log.warn({ ...handle.facts, event: 'claim-refused', listener: message.key }, text)
         }
+        this.listeners.claimed(message.key)
         return this.dispatch({ e: 'claimed', worker, key: message.key })
       case 'unclaimed':
         return this.dispatch({ e: 'unclaimed', worker, key: message.key })
@@ -468,7 +524,9 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         return this.dispatch({ e: 'opened', worker, key })
       }
       case 'withdrawn':
-        return this.dispatch({ e: 'withdrawn', worker, key: message.key })
+        this.dispatch({ e: 'withdrawn', worker, key: message.key })
+        if (!this.isWithdrawing(worker)) this.onWithdrawn(worker)
+        return
       case 'ready':
         return this.dispatch({ e: 'said-ready', worker })
       case 'draining':
@@ -489,12 +547,12 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       case 'holding':
         return this.extendWhileStopping()
       case 'statistics':
-        return this.books.told(handle, message.statistics, performance.now())
+        return this.books.told(handle, this.asServing(worker, message.statistics), performance.now())
       case 'probed': {
         const asked = handle.takeProbe(message.id)
         if (!asked) return
-        this.books.probed(handle.generation, message.failure === null, performance.now())
         const { failure } = message
+        this.countProbe(handle, failure === null && this.isAsking(worker, asked))
         return this.dispatch({ e: 'probed', worker, probe: asked.kind, nth: asked.nth, failure })
       }
       case 'warmed':
@@ -630,7 +688,9 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
    * that it is to accept no more (seen: 4 of 40 connections made right after a verdict, on a loaded machine).
    */
   private whenWithdrawn(generation: GenerationId | null, then: () => void): void {
-    const accepting = [...this.handles.values()].filter((handle) => handle.generation === generation)
+    const accepting = [...this.handles.values()].filter(
+      (handle) => handle.generation === generation && this.isToldToStop(handle),
+    )
     if (accepting.length === 0) return then()
     const waiting: Withdrawal = {
       accepting: new Set(accepting.map(({ id }) => id)),
@@ -639,6 +699,21 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       timer: setTimeout(() => this.deliver(waiting), WITHDRAWAL_TIMEOUT_MS),
     }
     this.withdrawals.add(waiting)
+  }
+
+  /**
+   * It will say so when it accepts no more: as it begins to drain, or of each listener where it stays, parked. A worker
+   * that has said so before says nothing now, and nobody is to wait for it.
+   */
+  private isToldToStop({ id, saidDraining }: WorkerHandle): boolean {
+    const worker = this.state.workers.get(id)
+    if (worker?.phase.k !== 'ready') return !saidDraining
+    return roleOf(this.state.top, worker.generation) !== 'parked' || this.isWithdrawing(id)
+  }
+
+  private isWithdrawing(worker: WorkerId): boolean {
+    const claims = this.state.workers.get(worker)?.claims.values() ?? []
+    return [...claims].some(({ k }) => k === 'withdrawing')
   }
 
   private onWithdrawn(worker: WorkerId): void {
@@ -660,6 +735,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private async end(status: 0 | 1, why: readonly string[]): Promise<void> {
     clearTimeout(this.timer)
     clearInterval(this.scales)
+    this.turns.end()
     await this.hooks.stop()
     for (const [pid, timer] of this.leftoverKills) {
       clearTimeout(timer)
@@ -688,6 +764,8 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       case 'rollout-ended':
         this.lastVerdict = this.verdict(what.verdict)
         this.lastJudgement = null
+        // Aborted or stopped in the midst of one: it must not go on beside that of the next rollout.
+        this.hooks.end(['beforeSpawn', 'beforePromote'], 'was ended: the rollout is over')
         if (what.verdict.outcome === 'promoted') this.lastReplaced = what.verdict.other
         this.books.judged(what.verdict)
         this.bans.judged(what.verdict, this.pinned, new Date())
@@ -697,15 +775,21 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       case 'vacancy':
         this.parts.onTrouble?.(what.reason)
         break
+      case 'leaving':
       case 'stopping':
         if (this.handedOver) return
-        if (what.status === 1) this.parts.onTrouble?.(what.why.join('; '))
-        this.stopBy = performance.now() + this.announcer.stopBudgetMs()
+        if (what.a === 'stopping' && what.status === 1) this.parts.onTrouble?.(what.why.join('; '))
+        this.stopBy ??= performance.now() + this.announcer.stopBudgetMs()
         break
       default:
     }
     this.announcer.announce(what)
-    if (what.a === 'serving') this.parts.onServing()
+    if (what.a === 'serving') {
+      this.listeners.serving()
+      this.parts.onServing()
+    }
+    // A delay without traffic has nothing to tell in between.
+    if (what.a === 'leaving') this.parts.notifier.extendTimeout(what.inMs + EXTENSION_MS)
     if (what.a === 'stopping') this.extendWhileStopping()
   }
 
@@ -714,7 +798,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   }
 
   private keys(): string[] {
-    return this.listeners.known().map(({ key }) => key)
+    return this.listeners.keys()
   }
 
   statusLine(): string {
@@ -725,6 +809,22 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     const version = this.pinned.get(generation.id)?.version
     const named = version ? ` (${version})` : ''
     return `generation ${generation.id}${named}: ${ready}/${generation.slots.length} workers on ${this.keys().join(', ') || 'no listener'}`
+  }
+
+  /** The workers whose pulse the watchdog feels. */
+  serving(): WorkerHandle[] {
+    const current = currentOf(this.state.top)
+    return [...this.handles.values()].filter(
+      ({ id, generation }) => generation === current && serves(this.state.workers.get(id)),
+    )
+  }
+
+  /** How long it takes at most until a blocked worker of the current generation has been found and replaced. */
+  remedyMs(): number {
+    const policy = this.pinned.get(currentOf(this.state.top) ?? -1)?.policy
+    const probe = policy?.probes.liveness
+    const found = probe && probe.initialDelayMs + probe.periodMs * probe.failureThreshold + probe.timeoutMs
+    return (found ?? WITHOUT_PROBE_MS) + (policy?.startTimeoutMs ?? 0)
   }
 
   private extendWhileStarting(): void {
@@ -767,7 +867,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
 
   /** A stop of this master alone: another one serves on, so the hook that takes the host out of service does not run. */
   leave(): void {
-    this.dispatch({ e: 'stop-asked', how: 'graceful' })
+    this.dispatch({ e: 'stop-asked', how: 'replaced' })
   }
 
   /** What a successor that was killed has left beside our sockets. */
@@ -813,22 +913,11 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
 
   stop(how: 'graceful' | 'now', done: () => void = () => {}): void {
     this.stopped.push(done)
-    const { top } = this.state
-    const current = currentOf(top)
-    const hasHook = this.pinned.get(current ?? -1)?.policy.hooks.includes('beforeStop')
-    if (how === 'graceful' && hasHook && !this.isLeaving) {
-      // It takes the host out of a registry, so everything still serves while it runs. It has its own deadline.
-      this.isLeaving = true
-      const order = { c: 'run-hook', hook: 'beforeStop', reload: 'r0', current, candidate: null } as const
-      return void this.runHook(order).then(() => this.dispatch({ e: 'stop-asked', how }))
-    }
     this.dispatch({ e: 'stop-asked', how })
   }
-  /** A stop was asked for, and waits for its hook. */
-  private isLeaving = false
 
   get stopping(): boolean {
-    return this.isLeaving || this.state.top.k === 'stopping'
+    return isGoing(this.state.top)
   }
 
   status(): Status {

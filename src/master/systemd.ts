@@ -1,9 +1,11 @@
 /**
- * What systemd is told: the sd_notify(3) protocol, spoken through the program `systemd-notify`, because Node has
- * no AF_UNIX datagram socket. READY and STATUS go through the npm package of that name; what it does not know goes
- * to the same program by {@link runProgram}.
+ * What systemd is told: the sd_notify(3) protocol. Node has no AF_UNIX datagram socket, so there are two ways:
+ * - A descriptor that systemd itself opened and passed (OpenFile=, systemd 253 and newer): a message is one write(2),
+ *   and comes from the master itself, so the unit may say NotifyAccess=main.
+ * - Else the program `systemd-notify`. READY and STATUS go through the npm package of that name; what it does not know
+ *   goes to the same program by {@link runProgram}.
  *
- * Rules:
+ * Rules for the program:
  * - One child at a time, in order. Two at once may arrive in either order, and READY=1 before RELOADING=1 leaves
  *   the unit `reloading` for good.
  * - Never `--no-block`. The child's pid is how systemd finds the unit (the unit says NotifyAccess=all), and without
@@ -13,8 +15,9 @@
  * - Nothing here fails the master: no socket or no program means silence, a failure is one warning in a lifetime.
  */
 import { execFile } from 'node:child_process'
-import { accessSync, constants, statSync } from 'node:fs'
+import { accessSync, constants, statSync, write } from 'node:fs'
 import { delimiter, join } from 'node:path'
+import { promisify } from 'node:util'
 import notify from 'systemd-notify'
 
 /**
@@ -38,7 +41,7 @@ export const NOTIFY_ENV_KEYS: readonly string[] = [
   'MANAGERPIDFDID',
 ]
 
-/** One run of the program. */
+/** One message: a run of the program, or a datagram. */
 export type Notice =
   | { readonly via: 'package'; readonly ready: boolean; readonly status: string; readonly pid: number }
   | { readonly via: 'program'; readonly assignments: readonly string[] }
@@ -50,7 +53,9 @@ export interface NotifierOptions {
    */
   readonly env: Readonly<Record<string, string | undefined>>
   readonly log: { warn(facts: object, text: string): void }
-  /** Runs the program once; rejects when it fails. */
+  /** The descriptor that systemd opened for us (inherited.ts); with it no program is run. */
+  readonly fd?: number | null
+  /** Sends one message; rejects when that fails. */
   readonly run?: (notice: Notice) => Promise<void>
   readonly pid?: number
   /** Says nothing until {@link Notifier.speak}: another process is the main one still. */
@@ -109,8 +114,9 @@ export function createNotifier(options: NotifierOptions): Notifier {
   const { env, log } = options
   const pid = options.pid ?? process.pid
   const now = options.now ?? (() => process.hrtime.bigint() / 1000n)
-  const run = options.run ?? runnerOf(env, log)
-  const enabled = Boolean(env['NOTIFY_SOCKET']) && run !== null
+  const fd = options.fd ?? null
+  const run = options.run ?? (fd === null ? runnerOf(env, log) : writerOf(fd))
+  const enabled = (fd !== null || Boolean(env['NOTIFY_SOCKET'])) && run !== null
   const watchdogIntervalMs = enabled ? watchdogInterval(env, pid) : null
 
   let waiting: { readonly topic: Topic; readonly notice: Notice }[] = []
@@ -147,8 +153,10 @@ export function createNotifier(options: NotifierOptions): Notifier {
         const why = error instanceof Error ? error.message : String(error)
         log.warn(
           { topic, err: why },
-          `telling systemd "${topic}" by systemd-notify failed: ${why}; the app is not touched, but systemctl may ` +
-            `show an old state; check NotifyAccess=all in the unit; further failures are not reported`,
+          `telling systemd "${topic}" ${fd === null ? 'by systemd-notify' : 'by its own descriptor'} failed: ${why}; ` +
+            'the app is not touched, but systemctl may show an old state; check ' +
+            `NotifyAccess=${fd === null ? 'all' : 'main, and OpenFile=/run/systemd/notify:notify,'} in the unit; ` +
+            'further failures are not reported',
         )
       }
     }
@@ -244,6 +252,28 @@ function oneLine(text: string): string {
     kept += point
   }
   return kept + ellipsis
+}
+
+/**
+ * In the thread pool, not by writeSync: the descriptor is blocking, and where PID 1 hangs (it freezes after a crash of its
+ * own) the queue of its socket is full after 512 messages of all services. The app is to be looked after even then.
+ */
+function writerOf(fd: number): (notice: Notice) => Promise<void> {
+  const writeAll = promisify(write)
+  let isStuck = false
+  return async (notice) => {
+    // At most one thread of the pool's four waits for PID 1.
+    if (isStuck) throw new Error('systemd has not taken the message before it')
+    isStuck = true
+    const written = writeAll(fd, textOf(notice), null).finally(() => (isStuck = false))
+    await withDeadline(written)
+  }
+}
+
+function textOf(notice: Notice): string {
+  if (notice.via === 'program') return notice.assignments.join('\n')
+  // Without MAINPID=: the message comes from the main process.
+  return `${notice.ready ? 'READY=1\n' : ''}STATUS=${notice.status}`
 }
 
 function runnerOf(env: NotifierOptions['env'], log: NotifierOptions['log']): NotifierOptions['run'] | null {

@@ -18,6 +18,7 @@ import {
 import type { FSWatcher } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { isAlive } from './leftovers.ts'
+import { isOurDirectory } from './runtime-directory.ts'
 
 export class KeptUnixPath {
   readonly path: string
@@ -52,10 +53,11 @@ export class KeptUnixPath {
 
   private makeSpare(home: string, from: string): void {
     const directory = directoryIn(home, this.path)
-    mkdirSync(directory, { mode: 0o700, recursive: true })
+    // In a container every master is pid 1: a killed one has left its spare under our name. Anything else of that name was
+    // planted, and is not entered: mkdir(2) follows no link.
+    if (isOurDirectory(lstatSync(directory, { throwIfNoEntry: false }))) removeSpares(directory)
+    mkdirSync(directory, { mode: 0o700 })
     try {
-      // In a container every master is pid 1: a killed one has left its spare under our name.
-      rmSync(join(directory, 's'), { force: true })
       linkSync(from, join(directory, 's'))
     } catch (error) {
       rmdirSync(directory)
@@ -114,7 +116,7 @@ export class KeptUnixPath {
   private removeFrom(home: string): void {
     const path = join(home, basename(this.path))
     if (this.inodeAt(path) === this.inode) rmSync(path, { force: true })
-    rmSync(directoryIn(home, this.path), { recursive: true, force: true })
+    removeSpares(directoryIn(home, this.path))
   }
 
   /** Leaves the path to another master that holds the same socket; takes only our spare link away. */
@@ -145,12 +147,16 @@ const PREFIX = '.usr2-'
 const directoryIn = (home: string, path: string, pid = process.pid): string =>
   join(home, `${PREFIX}${pid}-${basename(path)}`)
 
+const removeSpares = (directory: string): void => rmSync(directory, { recursive: true, force: true })
+
 /** Spare links that killed masters left for the same name. */
 function sweep(home: string, name: string): void {
   for (const entry of readdirSync(home)) {
     if (!entry.startsWith(PREFIX) || !entry.endsWith(`-${name}`)) continue
     const pid = Number(entry.slice(PREFIX.length, -name.length - 1))
-    if (Number.isInteger(pid) && !isAlive(pid)) rmSync(join(home, entry), { recursive: true, force: true })
+    if (!Number.isInteger(pid) || isAlive(pid)) continue
+    const directory = join(home, entry)
+    if (isOurDirectory(lstatSync(directory, { throwIfNoEntry: false }))) removeSpares(directory)
   }
 }
 

@@ -20,11 +20,14 @@ import type {
 } from '../protocol.ts'
 import type { GenerationId, ProbeKind, SlotIndex, WorkerId } from '../rollout/state.ts'
 import type { Pinned } from './generation.ts'
+import { idsOf } from './identity.ts'
 import { NO_COUNTS, ledgerOf } from './ledger.ts'
 import type { Ledger } from './ledger.ts'
 
 /** After its exit a worker's last messages may still be in the channel. */
 const LAST_WORDS_MS = 500
+/** An answer that is late is an answer, too: only the master counts. */
+const ASK_TIMEOUT_MS = 60_000
 /** Signals that reach every process of a unit and kill a Node that has not run its first line yet. */
 const STRAY = new Set<NodeJS.Signals>(['SIGUSR2', 'SIGHUP', 'SIGUSR1', 'SIGTERM', 'SIGINT', 'SIGQUIT'])
 
@@ -57,6 +60,8 @@ export class WorkerHandle {
   readonly slot: SlotIndex
   readonly child: ChildProcess
   readonly startedAt = performance.now()
+  /** When its last message came. */
+  heardAt = 0
   counts: Counts = NO_COUNTS
   /** What it held when its app ended it in the midst of its drain; null where it had no time to say so. */
   lost: readonly Held[] | null = null
@@ -66,7 +71,7 @@ export class WorkerHandle {
   private slowest: Slowest | null = null
   private saidDrained = false
   saidHello = false
-  private saidDraining = false
+  saidDraining = false
   private readonly parts: WorkerParts
   private failure: Failure | null = null
   private stderr = ''
@@ -83,6 +88,7 @@ export class WorkerHandle {
       [...pinned.nodeArgs, '--require', parts.preload, pinned.entry, ...pinned.args],
       {
         cwd: pinned.cwd,
+        ...idsOf(pinned.identity),
         env: this.environment(),
         // A session of its own: Ctrl-C and a lost terminal reach the master alone. Its output is inherited: the
         // master is not on the log path.
@@ -113,6 +119,16 @@ export class WorkerHandle {
     for (const [open, asked] of this.probes) if (asked.kind === kind) this.probes.delete(open)
     this.probes.set(id, { kind, nth })
     return id
+  }
+
+  /** The last one of that kind was not answered. */
+  awaitsProbe(kind: ProbeKind): boolean {
+    return [...this.probes.values()].some((asked) => asked.kind === kind)
+  }
+
+  /** Wants an answer of any kind ({@link heardAt}): a probe under a number that {@link takeProbe} never knows. */
+  ask(): void {
+    this.send({ t: 'probe', id: 0, kind: 'liveness', target: { k: 'event-loop' }, timeoutMs: ASK_TIMEOUT_MS })
   }
 
   /** Which one was answered; undefined: too late, or none of ours. */
@@ -184,6 +200,7 @@ export class WorkerHandle {
 
   private receive(message: FromWorker | undefined): void {
     if (!message) return
+    this.heardAt = performance.now()
     if (message.t === 'draining') {
       // Once: said again and again it would put the end of a stop off for ever.
       if (this.saidDraining) return

@@ -1,7 +1,7 @@
 /** First part of a step: takes one fact in. A fact that its state has no use for changes nothing. */
 import { Draft, policyOf } from './draft.ts'
-import { leaving } from './leaving.ts'
-import { bereave, fail, stop } from './losing.ts'
+import { askStop, hookOfStopEnded } from './farewell.ts'
+import { bereave, fail } from './losing.ts'
 import { askRollback, obey } from './orders.ts'
 import { answered } from './probing.ts'
 import { candidateOf, roleOf } from './questions.ts'
@@ -23,7 +23,6 @@ import type {
   Event,
   GenerationId,
   Heritage,
-  Leave,
   ListenerKey,
   Policy,
   Waiting,
@@ -65,11 +64,12 @@ export function absorb(draft: Draft, event: Event): void {
     case 'ordered':
       return obey(draft, event.order, event.what)
     case 'hook-ended':
+      if (event.hook === 'beforeStop') return hookOfStopEnded(draft)
       return hookEnded(draft, event.reload, event.hook, event.failure)
     case 'measured':
       return measured(draft, event.reload, event.candidate, event.current)
     case 'stop-asked':
-      return absorbStop(draft, event.how)
+      return askStop(draft, event.how)
     case 'overslept':
       return draft.rewrite((state) => postpone(state, event.lagMs))
     case 'ticked':
@@ -106,15 +106,19 @@ function absorbWorkerFact(
 ): void {
   const isUp = worker.phase.k === 'booting' || worker.phase.k === 'ready'
   switch (event.e) {
-    case 'claimed':
+    case 'claimed': {
       if (worker.claims.has(event.key)) return
       draft.setClaim(worker, event.key, { k: 'held' })
       // It crossed our order to leave on its way: bound for nobody, unless the current generation listens there too.
-      if (!isUp || roleOf(draft.top, worker.generation) === 'old')
+      // So is what a parked worker opens, and one whose slot was scaled away.
+      const role = roleOf(draft.top, worker.generation)
+      const slot = draft.generation(worker.generation)?.slots[worker.slot]
+      if (!isUp || role === 'old' || role === 'parked' || slot === undefined)
         return draft.setDropping([...draft.dropping, event.key])
       noteClaim(draft, worker, event.key)
       if (worker.phase.k === 'ready') learnWants(draft, worker.id)
       return
+    }
     case 'unclaimed':
       // `wants` stays: a crashing app closes its servers before it exits, and its successor must open them again.
       if (worker.claims.has(event.key)) draft.setClaim(worker, event.key, null)
@@ -243,21 +247,6 @@ function forgetAsk(draft: Draft, ask: AskId, reason: string): void {
     [ask],
     verdict(draft, 'overtaken', top.rollout.id, null, [reason], draft.at - top.rollout.since),
   )
-}
-
-function absorbStop(draft: Draft, how: 'graceful' | 'now'): void {
-  if (draft.top.k === 'ended') return
-  stop(draft, 0, [])
-  if (how === 'graceful') return
-  for (const worker of draft.workers.values()) {
-    if (worker.phase.k === 'killed') continue
-    draft.setWorker(leaving(worker, { k: 'killed', why: leaveOf(worker) ?? 'stop' }))
-    draft.order({ c: 'kill', worker: worker.id })
-  }
-}
-
-function leaveOf(worker: Worker): Leave | null {
-  return worker.phase.k === 'booting' || worker.phase.k === 'ready' ? null : worker.phase.why
 }
 
 function absorbExit(draft: Draft, worker: Worker, reason: string, stillborn: boolean): void {

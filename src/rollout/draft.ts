@@ -53,6 +53,13 @@ export class Draft {
     this.current.history = history
     this.changed = true
   }
+  get listened(): State['listened'] {
+    return this.current.listened
+  }
+  set listened(listened: State['listened']) {
+    this.current.listened = listened
+    this.changed = true
+  }
   get scale(): State['scale'] {
     return this.current.scale
   }

@@ -1,24 +1,27 @@
 /** Second part of a step: acts on every timer that has run out. */
 import { Draft, policyOf } from './draft.ts'
+import { expireFarewell } from './farewell.ts'
 import { fail } from './losing.ts'
 import { expireProbes } from './probing.ts'
 import { missing } from './questions.ts'
 import { expireTired } from './replacing.ts'
 import { endRollout, enterStep, expireAnalysis, goOn, hookEnded } from './rollout.ts'
-import type { Ms, Worker } from './state.ts'
+import type { Ms, Planned, Worker } from './state.ts'
 
 export function expire(draft: Draft): void {
-  expireRollout(draft)
-  const { top } = draft
-  if (top.k === 'steady' && top.parked !== null && draft.due(top.parked.until)) {
-    const what = { a: 'unparked', generation: top.parked.generation, why: 'its time is over' } as const
-    draft.order({ c: 'announce', what })
-    draft.top = { ...top, parked: null }
-  }
+  // Workers first: what a rollout goes on with may have run out at the same moment.
   for (const worker of [...draft.workers.values()]) {
     // An expiry may end a rollout and thereby change workers that come later in this list.
     const now = draft.worker(worker.id)
     if (now) expireWorker(draft, now)
+  }
+  expireRollout(draft)
+  expireFarewell(draft)
+  const { top } = draft
+  if ((top.k === 'steady' || top.k === 'rolling-out') && top.parked && draft.due(top.parked.until)) {
+    const what = { a: 'unparked', generation: top.parked.generation, why: 'its time is over' } as const
+    draft.order({ c: 'announce', what })
+    draft.top = { ...top, parked: null }
   }
 }
 
@@ -39,13 +42,10 @@ function expireRollout(draft: Draft): void {
       return hookEnded(draft, id, name, `the hook ${name} has not ended within its time`)
     }
     case 'bringing-up':
-    case 'shifting': {
-      if (!draft.due(doing.by)) return
-      const step = plan[at]
-      const share = step?.k === 'share' ? `the share of ${step.realPercent} %` : 'this step'
-      return endRollout(draft, 'rolled-back', [`${share} was not reached within the progress deadline`])
-    }
+    case 'shifting':
+      return draft.due(doing.by) ? endRollout(draft, 'rolled-back', [stalled(plan[at])]) : undefined
     case 'settling':
+      if (draft.due(doing.by)) return endRollout(draft, 'rolled-back', [stalled(plan[at])])
       return draft.due(doing.until) ? goOn(draft) : undefined
     case 'holding':
       if (doing.until === 'promote' || !draft.due(doing.until)) return
@@ -55,6 +55,11 @@ function expireRollout(draft: Draft): void {
     case 'paused':
       return
   }
+}
+
+const stalled = (step: Planned | undefined): string => {
+  const share = step?.k === 'share' ? `the share of ${step.realPercent} %` : 'this step'
+  return `${share} was not reached within the progress deadline`
 }
 
 function expireWorker(draft: Draft, worker: Worker): void {

@@ -5,7 +5,7 @@ import { holder, roleOf, serves } from './questions.ts'
 import { backoffMs, countDeath, hopeless } from './restart.ts'
 import { TRY_AGAIN_MS } from './replacing.ts'
 import { answer, endRollout, forget, unpark, verdict } from './rollout.ts'
-import type { ListenerKey, Worker, WorkerId } from './state.ts'
+import type { AskId, ListenerKey, Worker, WorkerId } from './state.ts'
 
 /** A worker that cannot be used any more is told to exit at once; its slot is treated as if it had died. */
 export function fail(draft: Draft, worker: Worker, reason: string): void {
@@ -39,7 +39,7 @@ function loseParked(draft: Draft, worker: Worker): void {
   const isLeft = [...draft.workers.values()].some(
     ({ generation, phase }) => generation === worker.generation && phase.k === 'ready',
   )
-  if (top.k !== 'steady' || isLeft) return
+  if ((top.k !== 'steady' && top.k !== 'rolling-out') || isLeft) return
   const what = { a: 'unparked', generation: worker.generation, why: 'its last worker has ended' } as const
   draft.order({ c: 'announce', what })
   draft.top = { ...top, parked: null }
@@ -98,26 +98,29 @@ function goBackToParked(draft: Draft, reason: string): void {
   if (top.k !== 'steady' || top.parked === null || [...draft.workers.values()].some(serves)) return
   const what = { a: 'unparked', generation: top.parked.generation, why: reason } as const
   draft.order({ c: 'announce', what })
-  unpark(draft, top.current, [], top.parked.generation)
+  unpark(draft, top.current, [], top.parked.generation, reason)
 }
 
 export function stop(draft: Draft, status: 0 | 1, why: readonly string[]): void {
   const { top } = draft
   if (top.k === 'stopping' || top.k === 'ended') return
-  const next = top.k === 'starting' || top.k === 'rolling-out' ? top.next : []
   const reasons = why.length > 0 ? why : ['the master was told to stop']
-  if (top.k === 'rolling-out') {
-    // What waits does not begin any more: it is answered below.
-    draft.top = { ...top, next: [] }
-    endRollout(draft, 'overtaken', reasons)
-  }
+  const next = endForGood(draft, reasons)
   draft.top = { k: 'stopping', status, why }
   forget(draft, [])
   // Not only at the end: for as long as a slow drain lasts clients would connect, hang, and be reset in the end.
   draft.setDropping([...draft.dropping, ...allListeners(draft)])
   draft.order({ c: 'announce', what: { a: 'stopping', status, why } })
-  const asks = next.map((waiting) => waiting.ask)
-  answer(draft, asks, verdict(draft, 'overtaken', 'r0', null, reasons, 0))
+  answer(draft, next, verdict(draft, 'overtaken', 'r0', null, reasons, 0))
+}
+
+/** Ends the rollout that runs. Gives those who asked for the next one: it does not begin any more. */
+export function endForGood(draft: Draft, reasons: readonly string[]): AskId[] {
+  const { top } = draft
+  if (top.k !== 'starting' && top.k !== 'rolling-out') return []
+  draft.top = { ...top, next: [] }
+  endRollout(draft, 'overtaken', reasons)
+  return top.next.map(({ ask }) => ask)
 }
 
 function allListeners(draft: Draft): ListenerKey[] {

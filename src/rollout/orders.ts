@@ -1,8 +1,9 @@
 /** What an operator asks: refused with a sentence where it makes no sense, and nothing is changed then. */
 import type { Draft } from './draft.ts'
-import { currentOf, listensOn, parkedOf } from './questions.ts'
+import { candidateOf, currentOf, isGoing, parkedOf } from './questions.ts'
+import { resize } from './resize.ts'
 import { answer, beginRollback, endRollout, pause, promoteNow, resume, unpark, verdict } from './rollout.ts'
-import type { AskId, GenerationId, Order, OrderId, Slot } from './state.ts'
+import type { AskId, GenerationId, Order, OrderId } from './state.ts'
 
 const MAX_SLOTS = 1024
 const NO_ROLLOUT = 'There is no rollout.'
@@ -14,7 +15,7 @@ export function obey(draft: Draft, order: OrderId, what: Order): void {
 /** Gives why not. */
 function tryTo(draft: Draft, what: Order): string | null {
   const { top } = draft
-  if (top.k === 'stopping' || top.k === 'ended') return 'The master is stopping.'
+  if (isGoing(top)) return 'The master is stopping.'
   if (what.k === 'scale' || what.k === 'scale-by') return scale(draft, what)
   if (top.k !== 'rolling-out') return NO_ROLLOUT
   const { doing } = top.rollout
@@ -29,6 +30,8 @@ function tryTo(draft: Draft, what: Order): string | null {
       if (doing.k === 'paused') return 'The rollout is paused already.'
       if (top.rollout.plan.length === 0) return 'The rollout has only just begun.'
       if (doing.k === 'holding' || doing.k === 'analysing') pause(draft, 'operator', ASKED)
+      else if (endsWithThisShare(draft))
+        return 'It is at its last share, and is promoted with that: usr2 abort ends it.'
       else draft.top = { ...top, rollout: { ...top.rollout, pause: 'asked' } }
       return null
     case 'resume':
@@ -41,6 +44,15 @@ function tryTo(draft: Draft, what: Order): string | null {
       endRollout(draft, 'candidate' in doing ? 'rolled-back' : 'overtaken', ['the operator aborted it'])
       return null
   }
+}
+
+/** Else a pause has its place: between this share and what follows. */
+function endsWithThisShare(draft: Draft): boolean {
+  const { top } = draft
+  if (top.k !== 'rolling-out') return false
+  const { doing, plan, at } = top.rollout
+  const policy = doing.k === 'before-spawn' ? doing.policy : draft.generation(candidateOf(top) ?? -1)?.policy
+  return policy?.replaced === 'parked' && plan[at + 1] === undefined
 }
 
 const ASKED = 'the operator asked for it'
@@ -58,14 +70,7 @@ function scale(draft: Draft, what: Extract<Order, { k: 'scale' | 'scale-by' }>):
   if (to === from) return null
   const configured = draft.scale?.configured ?? from
   draft.scale = { slots: to, configured }
-  const known = generation.slots.map((slot) => listensOn(slot, draft.workers))
-  const inCommon = new Set((known[0] ?? []).filter((key) => known.every((keys) => keys.includes(key))))
-  const fresh = Array.from({ length: Math.max(0, to - from) }, (): Slot => {
-    return { state: { k: 'vacant', retry: draft.in(0), stillborn: 0 }, deaths: 0, wants: inCommon }
-  })
-  const policy = { ...generation.policy, slots: to }
-  draft.setGeneration({ ...generation, policy, slots: [...generation.slots.slice(0, to), ...fresh] })
-  draft.order({ c: 'announce', what: { a: 'scaled', from, to } })
+  resize(draft, generation, to)
   return null
 }
 
@@ -75,7 +80,7 @@ export function askRollback(draft: Draft, ask: AskId, to: GenerationId | null): 
   const current = currentOf(top)
   const say = (outcome: 'refused' | 'overtaken' | 'promoted', reasons: readonly string[]): void =>
     answer(draft, [ask], verdict(draft, outcome, 'r0', null, reasons, 0, 'rollback'))
-  if (top.k === 'stopping' || top.k === 'ended') return say('overtaken', ['the master is stopping'])
+  if (isGoing(top)) return say('overtaken', ['the master is stopping'])
   if (top.k === 'rolling-out' && (to === null || to === current)) {
     endRollout(draft, 'candidate' in top.rollout.doing ? 'rolled-back' : 'overtaken', [
       'the operator rolled it back',

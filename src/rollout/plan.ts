@@ -37,7 +37,7 @@ export function planOf(policy: Policy, slots: number): Plan {
     if (step.k !== 'share') steps.push(step)
     else {
       const share = shareOf(step.percent, policy, slots)
-      const problem = complaint(share, slots)
+      const problem = complaint(share, slots, policy)
       if (problem !== null) problems.push(problem)
       steps.push(share)
     }
@@ -68,7 +68,17 @@ function shareOf(percent: number, policy: Policy, slots: number): Share {
   return { k: 'share', percent, realPercent, raise: open, open, out }
 }
 
-function complaint({ percent, realPercent, open }: Share, slots: number): string | null {
+function complaint({ percent, realPercent, open, out }: Share, slots: number, policy: Policy): string | null {
+  // Its place is not free before the share is reached, and there is no other.
+  if (
+    policy.replaced === 'drained' &&
+    open > out + surgeOf(policy.maxSurge, slots) + Math.max(0, policy.slots - slots)
+  ) {
+    return (
+      `a share of ${percent} % cannot be had with ${slots} ${slots === 1 ? 'worker' : 'workers'} and maxSurge 0; ` +
+      'allow maxSurge 1, or use no shares'
+    )
+  }
   if (realPercent <= percent * TOLERATED_FACTOR || realPercent <= percent + TOLERATED_POINTS) return null
   const { of, workers } = {
     of: Math.round((100 * open) / realPercent),

@@ -21,15 +21,18 @@ export function workersOf(workers: Workers, generation: GenerationId): Worker[] 
 }
 
 export function currentOf(top: Top): GenerationId | null {
-  return top.k === 'starting' || top.k === 'steady' || top.k === 'rolling-out' ? top.current : null
+  return 'current' in top ? top.current : null
 }
 
 export function candidateOf(top: Top): GenerationId | null {
   return top.k === 'rolling-out' && 'candidate' in top.rollout.doing ? top.rollout.doing.candidate : null
 }
 
+/** A stop was asked for, or it gives up. */
+export const isGoing = (top: Top): boolean => top.k === 'leaving' || top.k === 'stopping' || top.k === 'ended'
+
 export const parkedOf = (top: Top): GenerationId | null =>
-  top.k === 'steady' ? (top.parked?.generation ?? null) : null
+  top.k === 'steady' || top.k === 'rolling-out' ? (top.parked?.generation ?? null) : null
 
 /** `parked`: alive and accepting nothing, for an instant rollback. */
 export type Role = 'current' | 'candidate' | 'parked' | 'old'
@@ -148,7 +151,8 @@ export function wantsOf(
   return wants
 }
 
+/** For those outside a master that leaves is one that stops: nobody is to come to it any more. */
 export function stateOf(state: State): 'starting' | 'steady' | 'rolling-out' | 'stopping' {
   const { k } = state.top
-  return k === 'idle' ? 'starting' : k === 'ended' ? 'stopping' : k
+  return k === 'idle' ? 'starting' : k === 'leaving' || k === 'ended' ? 'stopping' : k
 }

@@ -18,8 +18,9 @@ export function reconcile(draft: Draft): void {
           followRollout(draft, generation, index)
           reconcileSlot(draft, generation.id, index)
         }
+        // One that could not be spared when its slot went has no place either when there is such a slot again.
         for (const worker of workersOf(draft.workers, generation.id))
-          if (worker.slot >= generation.slots.length) leaveIfSpare(draft, worker, 'scaled-down')
+          if (!hasPlace(draft, worker)) leaveIfSpare(draft, worker, 'scaled-down')
         break
       case 'parked':
         break
@@ -39,6 +40,11 @@ export function reconcile(draft: Draft): void {
   limitDraining(draft)
   reconcileLeadership(draft)
   releaseDropped(draft)
+}
+
+function hasPlace(draft: Draft, { id, generation, slot }: Worker): boolean {
+  const state = draft.generation(generation)?.slots[slot]?.state
+  return state !== undefined && 'by' in state && (state.by === id || ('with' in state && state.with === id))
 }
 
 function endGeneration(draft: Draft, id: GenerationId): void {

@@ -61,7 +61,9 @@ export function expireTired(draft: Draft, worker: Worker): void {
   if (tired !== null && tired.when !== 'now' && draft.due(tired.when)) {
     draft.setWorker({ ...worker, tired: { ...tired, when: 'now' } })
   } else if (phase.k === 'ready' && phase.ages !== null && draft.due(phase.ages)) {
-    const rested: Worker = { ...worker, phase: { ...phase, ages: null } }
+    // A candidate is not replaced for its age, nor who is parked; both may be current later.
+    const ages = roleOf(draft.top, worker.generation) === 'current' ? null : draft.in(TRY_AGAIN_MS)
+    const rested: Worker = { ...worker, phase: { ...phase, ages } }
     draft.setWorker(rested)
     const detail = `it has served for ${hours(draft.at - phase.since)} (maxAge)`
     tire(draft, rested, { why: 'age', detail, urgent: false, when: 'now' })

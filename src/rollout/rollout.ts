@@ -20,12 +20,14 @@ import {
   holder,
   isSpare,
   isUnready,
+  listensOn,
   missing,
   roleOf,
   serves,
   wantsOf,
   workersOf,
 } from './questions.ts'
+import { resize } from './resize.ts'
 import { mustStop } from './rotation.ts'
 import type {
   AskId,
@@ -72,7 +74,8 @@ export function beginRollback(
   asks: readonly AskId[],
   to: GenerationId,
 ): void {
-  begin(draft, current, { kind: 'rollback', asks, drop: new Set() }, to)
+  const drop = newSince(draft, current, draft.listened.get(to) ?? new Set())
+  begin(draft, current, { kind: 'rollback', asks, drop }, to)
 }
 
 function begin(
@@ -86,18 +89,15 @@ function begin(
   const id = draft.newReload()
   const by = draft.in(generation.policy.startTimeoutMs)
   const rollout: Rollout = { ...nothingYet(draft, id), ...asked, of, doing: { k: 'pinning', by } }
-  // Whoever was parked is no longer: this rollout has its own way back, and memory is for two generations.
-  if (draft.top.k === 'steady' && draft.top.parked !== null) {
-    const what = { a: 'unparked', generation: draft.top.parked.generation, why: 'a rollout begins' } as const
-    draft.order({ c: 'announce', what })
-  }
-  draft.top = { k: 'rolling-out', current, rollout, next: [] }
+  const parked = draft.top.k === 'steady' ? draft.top.parked : null
+  draft.top = { k: 'rolling-out', current, rollout, next: [], parked }
   draft.order({ c: 'announce', what: { a: 'rollout-began', reload: id } })
   draft.order({ c: 'pin', reload: id, generation: draft.nextGeneration, of })
 }
 
 const nothingYet = (draft: Draft, id: string): Omit<Rollout, 'kind' | 'of' | 'asks' | 'drop' | 'doing'> => ({
   id,
+  why: null,
   claimed: new Set(),
   since: draft.at,
   plan: [],
@@ -110,11 +110,20 @@ const nothingYet = (draft: Draft, id: string): Omit<Rollout, 'kind' | 'of' | 'as
 })
 
 /** Back to a generation that is alive: nothing is pinned or booted, its listeners are granted at once. */
-export function unpark(draft: Draft, current: GenerationId, asks: readonly AskId[], to: GenerationId): void {
+export function unpark(
+  draft: Draft,
+  current: GenerationId,
+  asks: readonly AskId[],
+  to: GenerationId,
+  why: string | null = null,
+): void {
   const target = draft.generation(to)
-  if (!target) return
+  const now = draft.generation(current)
+  if (!target || !now) return
+  endReplacements(draft, now)
   const id = draft.newReload()
   const slots = target.slots.length
+  const drop = newSince(draft, current, listenedOn(draft, target))
   const plan = planOf(
     { ...target.policy, ...PLAIN, slots },
     draft.generation(current)?.slots.length ?? 0,
@@ -124,12 +133,22 @@ export function unpark(draft: Draft, current: GenerationId, asks: readonly AskId
     current,
     rollout: {
       ...nothingYet(draft, id),
-      ...{ kind: 'rollback', of: to, asks, drop: new Set(), plan, raised: slots, open: slots },
+      ...{ kind: 'rollback', of: to, why, asks, drop, plan, raised: slots, open: slots },
       doing: { k: 'shifting', candidate: to, by: draft.in(target.policy.startTimeoutMs) },
     },
     next: [],
+    parked: null,
   }
   draft.order({ c: 'announce', what: { a: 'rollout-began', reload: id } })
+}
+
+const listenedOn = (draft: Draft, { slots }: Generation): ReadonlySet<ListenerKey> =>
+  new Set(slots.flatMap((slot) => listensOn(slot, draft.workers)))
+
+/** Listeners that go with a rollback: the version before did not know them, and nobody would ever accept there. */
+function newSince(draft: Draft, current: GenerationId, before: ReadonlySet<ListenerKey>): Set<ListenerKey> {
+  const generation = draft.generation(current)
+  return new Set([...(generation ? listenedOn(draft, generation) : [])].filter((key) => !before.has(key)))
 }
 
 /** How a rollback is rolled out: whatever the strategy, the bad version goes at once. */
@@ -175,8 +194,26 @@ function spawnCandidate(draft: Draft, policy: Policy): void {
   const { top } = draft
   const current = draft.generation(currentOf(top) ?? -1)
   if (top.k !== 'rolling-out' || !current) return
-  // The candidate replaces every worker: one that is being replaced by itself waits for it, so that there are
-  // never more than twice the slots. (A replacement that alone accepts on something already stays.)
+  endReplacements(draft, current)
+  // Whoever was parked is no longer: this rollout has its own way back, and memory is for two generations.
+  if (top.parked !== null) {
+    draft.top = { ...top, parked: null }
+    const what = { a: 'unparked', generation: top.parked.generation, why: 'a rollout begins' } as const
+    draft.order({ c: 'announce', what })
+  }
+  const wants = wantsOf(current, draft.workers, policy.slots, top.rollout.drop)
+  const candidate = draft.addGeneration(policy, { k: 'empty' }, wants)
+  doNow(draft, { k: 'bringing-up', candidate, by: draft.in(policy.progressDeadlineMs) })
+  const what = { a: 'candidate-spawned', reload: top.rollout.id, generation: candidate } as const
+  draft.order({ c: 'announce', what })
+  enterStep(draft, 0)
+}
+
+/**
+ * The candidate replaces every worker: one that is being replaced by itself waits for it, so that there are never more
+ * than twice the slots. (A replacement that alone accepts on something already stays.)
+ */
+function endReplacements(draft: Draft, current: Generation): void {
   for (const [index, slot] of current.slots.entries()) {
     if (slot.state.k !== 'replacing') continue
     const replacement = draft.worker(slot.state.with)
@@ -187,12 +224,6 @@ function spawnCandidate(draft: Draft, policy: Policy): void {
     draft.setSlot(current.id, index, { state })
     leave(draft, replacement, 'replaced')
   }
-  const wants = wantsOf(current, draft.workers, policy.slots, top.rollout.drop)
-  const candidate = draft.addGeneration(policy, { k: 'empty' }, wants)
-  doNow(draft, { k: 'bringing-up', candidate, by: draft.in(policy.progressDeadlineMs) })
-  const what = { a: 'candidate-spawned', reload: top.rollout.id, generation: candidate } as const
-  draft.order({ c: 'announce', what })
-  enterStep(draft, 0)
 }
 
 export function hookEnded(draft: Draft, reload: string, name: string, failure: string | null): void {
@@ -204,7 +235,10 @@ export function hookEnded(draft: Draft, reload: string, name: string, failure: s
     spawnCandidate(draft, doing.policy)
   } else if (name === 'beforePromote' && doing.k === 'before-promote') {
     if (failure !== null) return endRollout(draft, 'rolled-back', [failure])
-    openBatch(draft)
+    // While it ran a worker may have closed a listener, or become unready: the batch is looked at again.
+    const { candidate } = doing
+    const progressDeadlineMs = draft.generation(candidate)?.policy.progressDeadlineMs ?? 0
+    doNow(draft, { k: 'bringing-up', candidate, by: draft.in(progressDeadlineMs) })
   }
 }
 
@@ -248,6 +282,7 @@ export function enterStep(draft: Draft, at: number): void {
       // Asked for during the share; a hold would keep it waiting for hours, or for a person.
       if (top.next.length > 0) return endRollout(draft, 'overtaken', [OVERTAKEN])
       if (step.k === 'hold') {
+        if (step.forMs === 0) return enterStep(draft, at + 1)
         const until = step.forMs === 'promote' ? step.forMs : draft.in(step.forMs)
         doNow(draft, { k: 'holding', candidate: id, until })
       } else {
@@ -273,7 +308,7 @@ function raise(draft: Draft): void {
   const { policy } = candidate
   if (policy.replaced === 'parked') return change(draft, { raised: Math.max(rollout.raised, step.raise) })
   const slots = current.slots.length
-  const serving = rollout.open
+  const serving = slotWorkers(draft, candidate).slice(0, rollout.open).filter(isServing).length
   const spared = serving + spareOf(policy, slots)
   const out = Math.max(
     rollout.out,
@@ -290,11 +325,9 @@ export function concludeRollout(draft: Draft): void {
   const { doing } = rollout
   if (doing.k !== 'bringing-up' && doing.k !== 'shifting') return
   if (loseReadiness(draft, candidate)) return
-  const isServing = slotWorkers(draft, candidate)
-    .slice(0, rollout.open)
-    .every((worker) => worker && serves(worker) && !isUnready(worker))
+  const areServing = slotWorkers(draft, candidate).slice(0, rollout.open).every(isServing)
   if (step === undefined) {
-    if (isServing) endRollout(draft, 'promoted', [])
+    if (areServing) endRollout(draft, 'promoted', [])
   } else if (step.k !== 'share') {
     return
   } else if (doing.k === 'bringing-up') {
@@ -309,7 +342,7 @@ export function concludeRollout(draft: Draft): void {
       return draft.order(hook(draft, 'beforePromote', candidate.id))
     }
     openBatch(draft)
-  } else if (isServing) {
+  } else if (areServing) {
     concludeBatch(draft)
   }
 }
@@ -318,8 +351,12 @@ function openBatch(draft: Draft): void {
   const seen = view(draft)
   if (seen?.step?.k !== 'share') return
   const { rollout, candidate, step } = seen
-  const by = draft.in(candidate.policy.progressDeadlineMs)
+  const { progressDeadlineMs, minReadyMs } = candidate.policy
+  const { doing } = rollout
   const open = Math.max(rollout.open, Math.min(step.open, rollout.raised))
+  // A batch that is opened is progress (Kubernetes, progressDeadlineSeconds), and its time to settle is no delay.
+  const isProgress = open > rollout.open || doing.k !== 'bringing-up'
+  const by = isProgress ? draft.in(progressDeadlineMs + minReadyMs) : doing.by
   change(draft, { open, doing: { k: 'shifting', candidate: candidate.id, by } })
   if (open === 0) return
   draft.order({ c: 'announce', what: { a: 'shifting', reload: rollout.id, generation: candidate.id } })
@@ -344,8 +381,11 @@ function concludeBatch(draft: Draft): void {
   )
   if (!isTakenOut) return
   const { minReadyMs, replaced } = candidate.policy
-  if (replaced === 'drained' && minReadyMs > 0 && rollout.doing.k === 'shifting')
-    return doNow(draft, { k: 'settling', candidate: candidate.id, until: draft.in(minReadyMs) })
+  const { doing } = rollout
+  if (replaced === 'drained' && minReadyMs > 0 && doing.k === 'shifting') {
+    const until = draft.in(minReadyMs)
+    return doNow(draft, { k: 'settling', candidate: candidate.id, until, by: doing.by })
+  }
   goOn(draft)
 }
 
@@ -355,11 +395,10 @@ export function goOn(draft: Draft): void {
   if (seen?.step?.k !== 'share') return
   const { rollout, candidate, step } = seen
   if (rollout.open < step.open) {
-    doNow(draft, {
-      k: 'bringing-up',
-      candidate: candidate.id,
-      by: draft.in(candidate.policy.progressDeadlineMs),
-    })
+    const { doing } = rollout
+    const by =
+      'by' in doing && doing.k !== 'paused' ? doing.by : draft.in(candidate.policy.progressDeadlineMs)
+    doNow(draft, { k: 'bringing-up', candidate: candidate.id, by })
     return raise(draft)
   }
   draft.order({ c: 'announce', what: { a: 'share-reached', reload: rollout.id, at: rollout.at } })
@@ -386,6 +425,8 @@ export function resume(draft: Draft): void {
   const { leftMs } = seen.rollout.doing
   draft.order({ c: 'announce', what: { a: 'resumed', reload: rollout.id } })
   if (leftMs === null) return enterStep(draft, rollout.at)
+  // A timer of this very moment would be acted on only at the next.
+  if (leftMs === 0) return enterStep(draft, rollout.at + 1)
   doNow(draft, { k: 'holding', candidate: candidate.id, until: draft.in(leftMs) })
 }
 
@@ -481,22 +522,29 @@ export function endRollout(draft: Draft, outcome: Outcome, reasons: readonly str
     reload: rollout.id,
     current,
     other: promoted ? top.current : candidate,
-    reasons,
+    reasons: promoted && rollout.why !== null ? [rollout.why, ...reasons] : reasons,
     tookMs: draft.at - rollout.since,
   }
   // What only a failed candidate listened on was bound for it alone; `releaseDropped` spares what is wanted.
   draft.setDropping([...draft.dropping, ...(promoted ? rollout.drop : rollout.claimed)])
-  draft.top = { k: 'steady', current, parked: null }
+  draft.top = { k: 'steady', current, parked: top.parked }
   if (promoted) for (const worker of workersOf(draft.workers, current)) learnWants(draft, worker.id)
   draft.order({ c: 'announce', what: { a: 'rollout-ended', verdict: ending } })
   answer(draft, rollout.asks, ending)
-  if (promoted) forget(draft, historyAfter(draft, rollout, top.current))
+  if (promoted) {
+    const old = draft.generation(top.current)
+    if (old) draft.listened = new Map(draft.listened).set(old.id, listenedOn(draft, old))
+    forget(draft, historyAfter(draft, rollout, top.current))
+  }
   runLastHook(draft, top, ending)
   if (!promoted || !park(draft, top)) {
     for (const worker of workersOf(draft.workers, (promoted ? top.current : candidate) ?? -1)) {
       leaveIfSpare(draft, worker, promoted && rollout.kind === 'reload' ? 'replaced' : 'rolled-back')
     }
   }
+  // Who comes back from the park has the number of slots of before, and an operator may have asked for another since.
+  const back = promoted && rollout.kind === 'rollback' ? draft.generation(current) : undefined
+  if (back && draft.scale !== null) resize(draft, back, draft.scale.slots)
   if (top.next.length > 0) beginRollout(draft, current, top.next)
 }
 
@@ -510,6 +558,7 @@ function historyAfter(draft: Draft, { kind, of }: Rollout, old: GenerationId): r
 export function forget(draft: Draft, kept: readonly GenerationId[]): void {
   const gone = draft.history.filter((id) => !kept.includes(id) && !draft.generation(id))
   draft.history = kept
+  draft.listened = new Map([...draft.listened].filter(([id]) => kept.includes(id)))
   for (const generation of gone) draft.order({ c: 'unpin', generation })
 }
 
@@ -531,7 +580,10 @@ function park(draft: Draft, { current: old, rollout }: RollingOut): boolean {
   const isWhole = generation && slotWorkers(draft, generation).every((worker) => worker?.phase.k === 'ready')
   if (parkForMs === 0 || !isWhole) return false
   // Nothing of it is replaced any more, also where that had begun: nobody would look at such a slot again.
-  for (const [index, { state }] of generation.slots.entries()) {
+  for (const [index, slot] of generation.slots.entries()) {
+    const { state } = slot
+    // What its app has closed for good is not wanted of it when it comes back.
+    draft.setSlot(old, index, { wants: new Set(listensOn(slot, draft.workers)) })
     if (state.k !== 'leaving' && state.k !== 'replacing') continue
     draft.setSlot(old, index, { state: { k: 'filled', by: state.by } })
     const replacement = state.k === 'replacing' ? draft.worker(state.with) : undefined
@@ -559,6 +611,11 @@ function wantOfCandidate(draft: Draft, index: SlotIndex, key: ListenerKey): void
   const { top } = draft
   const candidate = draft.generation(candidateOf(top) ?? -1)
   if (!candidate || top.k !== 'rolling-out' || top.rollout.drop.has(key)) return
+  if (top.rollout.kind === 'rollback' && !listenedOn(draft, candidate).has(key)) {
+    // A version before cannot know what a later one opens now.
+    draft.top = { ...top, rollout: { ...top.rollout, drop: new Set([...top.rollout.drop, key]) } }
+    return
+  }
   const isThere = index < candidate.slots.length
   const slot = candidate.slots.at(isThere ? index : -1)
   const asked = isThere ? [slot] : candidate.slots
@@ -571,8 +628,16 @@ function slotWorkers(draft: Draft, generation: Generation): (Worker | undefined)
   return generation.slots.map((slot) => draft.worker(holder(slot) ?? -1))
 }
 
+const isServing = (worker: Worker | undefined): boolean =>
+  worker !== undefined && serves(worker) && !isUnready(worker)
+
+/** One that was ready and is not at this moment does not hold the others up: its probe may come and go for ever. */
 export function allServe(draft: Draft, generation: Generation): boolean {
-  return slotWorkers(draft, generation).every(serves)
+  const workers = slotWorkers(draft, generation)
+  return (
+    workers.some(serves) &&
+    workers.every((worker) => serves(worker) || (worker?.phase.k === 'ready' && isUnready(worker)))
+  )
 }
 
 /** @param kind of what was asked for */

@@ -110,6 +110,8 @@ export interface Policy {
   readonly warmUp: boolean
   readonly hooks: readonly Hook[]
   readonly hookTimeoutMs: Ms
+  /** A graceful stop begins so much later, for load balancers to send new connections elsewhere. */
+  readonly stopDelayMs: Ms
   readonly replaceAt: ReplaceAt
   /** `listen`: ready when it listens on all that is wanted; `message`: and when the app said so. */
   readonly ready: 'listen' | 'message'
@@ -277,7 +279,13 @@ export type Doing =
   /** They are all ready and are granted; then as many of the current generation accept no more. */
   | { readonly k: 'shifting'; readonly candidate: GenerationId; readonly by: Timer }
   /** A batch serves, and must do so for a while before the next. */
-  | { readonly k: 'settling'; readonly candidate: GenerationId; readonly until: Timer }
+  | {
+      readonly k: 'settling'
+      readonly candidate: GenerationId
+      readonly until: Timer
+      /** Of the next batch: one that cannot be opened makes no progress, however often this one has settled. */
+      readonly by: Timer
+    }
   | { readonly k: 'holding'; readonly candidate: GenerationId; readonly until: Timer | 'promote' }
   | {
       readonly k: 'analysing'
@@ -300,6 +308,8 @@ export interface Rollout {
   readonly kind: 'reload' | 'rollback'
   /** The generation that a rollback goes back to. */
   readonly of: GenerationId | null
+  /** What it is for, where nobody asked for it. */
+  readonly why: string | null
   readonly asks: readonly AskId[]
   readonly drop: ReadonlySet<ListenerKey>
   /** Listeners that the candidate claimed, also in workers that are gone: should it fail, they are of no use. */
@@ -345,6 +355,15 @@ export type Top =
       readonly current: GenerationId
       readonly rollout: Rollout
       readonly next: readonly Waiting[]
+      /** Kept until this rollout has a candidate: one that is refused before leaves everything as it was. */
+      readonly parked: Parked | null
+    }
+  /** A stop was asked for, and everything serves on: `beforeStop` runs, then load balancers have their time. */
+  | {
+      readonly k: 'leaving'
+      readonly current: GenerationId
+      readonly doing: 'before-stop' | 'delay'
+      readonly until: Timer
     }
   | { readonly k: 'stopping'; readonly status: 0 | 1; readonly why: readonly string[] }
   | { readonly k: 'ended' }
@@ -359,6 +378,8 @@ export interface State {
   readonly dropping: ReadonlySet<ListenerKey>
   /** Generations that were current, the latest last, whose version can be booted again. */
   readonly history: readonly GenerationId[]
+  /** What each of these listened on: no more can be wanted of its version when it is booted again. */
+  readonly listened: ReadonlyMap<GenerationId, ReadonlySet<ListenerKey>>
   /** The number of slots that an operator asked for, while the configured one stays what it was. */
   readonly scale: { readonly slots: number; readonly configured: number } | null
   readonly nextGeneration: GenerationId
@@ -438,7 +459,8 @@ export type Fact =
       readonly requests: number
     }
   | { readonly e: 'pin-failed'; readonly reload: ReloadId; readonly reasons: readonly string[] }
-  | { readonly e: 'stop-asked'; readonly how: 'graceful' | 'now' }
+  /** `replaced`: another master serves on, so the host takes no leave; else as graceful. */
+  | { readonly e: 'stop-asked'; readonly how: 'graceful' | 'now' | 'replaced' }
   | { readonly e: 'claimed'; readonly worker: WorkerId; readonly key: ListenerKey }
   | { readonly e: 'unclaimed'; readonly worker: WorkerId; readonly key: ListenerKey }
   | { readonly e: 'listened-privately'; readonly worker: WorkerId }
@@ -547,6 +569,8 @@ export type Announcement =
   | { readonly a: 'unparked'; readonly generation: GenerationId; readonly why: string }
   | { readonly a: 'scaled'; readonly from: number; readonly to: number }
   | { readonly a: 'generation-ended'; readonly generation: GenerationId }
+  /** A stop was asked for, and begins at most so much later. */
+  | { readonly a: 'leaving'; readonly inMs: Ms }
   | { readonly a: 'stopping'; readonly status: 0 | 1; readonly why: readonly string[] }
 
 /** Orders, in the imperative. */
@@ -617,6 +641,7 @@ export const initialState: State = {
   workers: new Map(),
   dropping: new Set(),
   history: [],
+  listened: new Map(),
   scale: null,
   nextGeneration: 1,
   nextWorker: 1,

@@ -30,6 +30,14 @@ type Options = net.ListenOptions & { fd?: unknown; _handle?: unknown; handle?: u
 type Normalize = (args: unknown[]) => [Options, ((error?: Error) => void) | null]
 type Listening = net.Server & { _handle: object | null; _listeningId: number; _pipeName?: string }
 
+/** What Node does with the handle of a server, and we with that of one's further socket. */
+interface Handle {
+  onconnection(error: number, client?: object): void
+  listen(backlog: number): number
+  close(): void
+  unref(): void
+}
+
 interface Claim {
   readonly key: string
   readonly server: Listening
@@ -70,6 +78,8 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
   /** Which call of `listen` the master has not answered: another one must throw as in Node, unless it was closed. */
   const waiting = new WeakMap<net.Server, number>()
   const facades = new WeakSet<object>()
+  /** Further sockets of the same server: closed with it. */
+  const also = new WeakMap<Facade, readonly Handle[]>()
   let lastId = 0
 
   const learn = (listener: KnownListener): void => {
@@ -160,13 +170,35 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
       onClose: () => {
         if (claims.get(key)?.facade === facade) claims.delete(key)
         link.send({ t: 'unclaimed', key })
+        for (const handle of also.get(facade) ?? []) handle.close()
       },
     })
     learn(listener)
     claims.set(key, { key, server, facade })
     facades.add(facade.handle)
     onClaimed(server, key)
-    listen.call(server, facade.handle, backlog)
+    listen.call(server, facade.handle, listener.backlog ?? backlog)
+    link.send({ t: 'claimed', key, error: null })
+    for (const other of listener.also ?? []) attachToo(server, other, facade, listener.backlog ?? backlog)
+  }
+
+  /** A further socket whose connections are those of `main`'s server. It neither keeps the process alive nor tells of itself. */
+  const attachToo = (server: Listening, key: string, main: Facade, backlog: number): void => {
+    if (claims.has(key) || main.closed) return
+    const facade = new Facade({
+      kind: 'tcp',
+      bound: held.get(key)?.bound ?? null,
+      onClose: () => {
+        if (claims.get(key)?.facade === facade) claims.delete(key)
+        link.send({ t: 'unclaimed', key })
+      },
+    })
+    claims.set(key, { key, server, facade })
+    const own = facade.handle as Handle
+    own.unref()
+    own.onconnection = (...args) => (main.handle as Handle).onconnection(...args)
+    own.listen(backlog)
+    also.set(main, [...(also.get(main) ?? []), own])
     link.send({ t: 'claimed', key, error: null })
   }
 

@@ -175,10 +175,13 @@ function start(config: GuestConfig): void {
     }
     // A proof is given also in a drain: else the app would never hear of its `listen`, nor would anybody else who asks
     // the master for that address before this worker has gone. And an app that binds a datagram socket may send.
+    const accepted = claims.accepting
     if (socket.kind === 'udp') udp.receive(socket, order)
     else claims.receive(socket, order)
     if (order.purpose !== 'open') return
     if (claims.any) rotation.changed(claims.accepting)
+    // With the first of its listeners.
+    if (!accepted) statistics?.opened()
     app.granted()
   })
   // The master died: nobody will replace this worker, and its listeners may be bound anew by the next master.

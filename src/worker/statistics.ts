@@ -26,6 +26,8 @@ export interface StatisticsRecorder {
   tick(): void
   /** The same at any other moment. */
   tell(): void
+  /** Clients come from now on: what blocked the loop before has kept none of them waiting. */
+  opened(): void
 }
 
 /** Below that a stream of events is not looked for: one that ends so soon is a response like any other. */
@@ -85,6 +87,7 @@ export function recordStatistics({ ledger, everyMs, send }: StatisticsParts): St
       tell()
     },
     tell,
+    opened: loop.restart,
   }
 }
 
@@ -118,6 +121,8 @@ interface LoopWatch {
   tick(isBusy: boolean): void
   longestMs(): number
   forget(): void
+  /** As if it began now. */
+  restart(): void
 }
 
 /** How closely the loop is watched: a block is seen to within that. */
@@ -134,6 +139,12 @@ function watchLoop(everyMs: number): LoopWatch {
   let isOn = false
   let lastTick = performance.now()
   let lateMs = 0
+  const forget = (): void => {
+    lateMs = 0
+    // The turn that it is in is lost: of a hundred blocks two.
+    // Without that, all the time in which it was off would be a delay once it is on again.
+    histogram?.reset()
+  }
   return {
     tick(isBusy) {
       const now = performance.now()
@@ -151,11 +162,10 @@ function watchLoop(everyMs: number): LoopWatch {
       const seenMs = (histogram?.max ?? 0) / 1e6 - RESOLUTION_MS
       return Math.max(0, lateMs, seenMs)
     },
-    forget() {
-      lateMs = 0
-      // The turn that it is in is lost: of a hundred blocks two.
-      // Without that, all the time in which it was off would be a delay once it is on again.
-      histogram?.reset()
+    forget,
+    restart() {
+      lastTick = performance.now()
+      forget()
     },
   }
 }

@@ -1,198 +1,13 @@
-/**
- * Rollouts of versions that are bad in every way that people meet (DESIGN section 7): each is stopped at the right step,
- * the verdict names the cause with the figures, and no client loses a request.
- */
+/** Rollouts under traffic: steps, operators, ways back, replacement, probes, hooks (DESIGN sections 7 and 8). */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import type { Test } from 'tap'
-import type { Verdict } from '../../src/master/face.ts'
-import { type Clients, type ClientOptions, clientsOf, deploysIn, expectNoneLost } from '../helpers/deploys.ts'
+import { clientsOf, deploysIn, expectNoneLost } from '../helpers/deploys.ts'
 import type { Deploys } from '../helpers/deploys.ts'
+import { site, verdictOf } from '../helpers/site.ts'
 import { freePort } from '../helpers/tmp.ts'
-import { startUsr2, type Usr2 } from '../helpers/usr2.ts'
+import { startUsr2 } from '../helpers/usr2.ts'
 import { until } from '../helpers/wait.ts'
-
-interface Site {
-  readonly deploys: Deploys
-  readonly usr2: Usr2
-  readonly clients: Clients
-}
-
-interface SiteOptions {
-  readonly flags?: readonly string[]
-  /** The config file. */
-  readonly config?: object
-  readonly env?: Readonly<Record<string, string>>
-  readonly clients?: Partial<ClientOptions>
-}
-
-/** Version 1.0.0 of the healthy app under traffic. */
-async function site(
-  t: Test,
-  { flags = [], config = {}, env = {}, clients = {} }: SiteOptions,
-): Promise<Site> {
-  const port = await freePort(t)
-  const deploys = deploysIn(t)
-  deploys.to('healthy', '1.0.0')
-  const usr2 = startUsr2(t, {
-    entry: deploys.entry,
-    cwd: deploys.root,
-    files: { 'usr2.json': JSON.stringify({ maxDraining: 10, ...config }) },
-    flags: ['--config', 'usr2.json', ...flags],
-    env: { PORT: String(port), ...env },
-  })
-  await usr2.ready()
-  const load = await clientsOf(t, { port, newPerSecond: 100, keepAlive: 4, ...clients })
-  await load.served('1.0.0')
-  return { deploys, usr2, clients: load }
-}
-
-async function verdictOf(usr2: Usr2, command: string, ...flags: string[]): Promise<Verdict> {
-  const { stdout, stderr } = await usr2.cli(command, ['--json', ...flags], 60_000)
-  const line = stdout.split('\n').find((text) => text.includes('"verdict"'))
-  if (line === undefined) throw new Error(`no verdict: ${stdout}${stderr}`)
-  return (JSON.parse(line) as { verdict: Verdict }).verdict
-}
-
-/** A fifth of the connections for the new version, and a judgement. */
-const canary = (...limits: string[]) => ({
-  workers: 4,
-  steps: '20% analyse, 100%',
-  analysis: { interval: '2s', count: 3, minRequests: 10, limits },
-})
-
-t.test('a version that answers a tenth with 500 is stopped by its error rate', async (t) => {
-  const { deploys, usr2, clients } = await site(t, { config: canary('errorRate < 1%') })
-  deploys.to('fails-a-tenth', '2.0.0')
-  const verdict = await verdictOf(usr2, 'reload')
-  t.match(verdict, { outcome: 'rolled-back', current: 1 })
-  t.match(verdict.text, /the analysis failed: error rate [\d.]+ % \(must be < 1 %\)/)
-  await clients.answered('1.0.0', 200)
-  const result = await clients.stop()
-  expectNoneLost(t, result)
-  t.equal(result.byVersion['1.0.0']?.errors, 0)
-  t.ok((result.byVersion['2.0.0']?.errors ?? 0) > 0, 'some met the bad version, and were counted')
-  t.match((await usr2.event('analysed')).msg, /error rate/)
-  await usr2.stop()
-})
-
-t.test('one that is ten times slower is stopped by comparison with the current one', async (t) => {
-  const { deploys, usr2, clients } = await site(t, {
-    config: canary('p50 < 2x', 'errorRate < 1%'),
-    clients: { path: '/?slow' },
-  })
-  deploys.to('slow', '2.0.0')
-  const verdict = await verdictOf(usr2, 'reload')
-  t.match(verdict, { outcome: 'rolled-back', current: 1 })
-  t.match(verdict.text, /p50 \d+ ms \(must be < 2 times the [\d.]+ ms of the current generation\)/)
-  expectNoneLost(t, await clients.stop())
-  await usr2.stop()
-})
-
-t.test('one that leaks is stopped at its limit', async (t) => {
-  const { deploys, usr2, clients } = await site(t, {
-    flags: ['--workers', '4', '--steps', '20% 60s, 100%', '--max-memory', '160M'],
-  })
-  deploys.to('leaks', '2.0.0')
-  const verdict = await verdictOf(usr2, 'reload')
-  t.match(verdict, { outcome: 'rolled-back', current: 1 })
-  t.match(verdict.text, /it takes \d+ MiB of memory, more than the 160 MiB it may/)
-  expectNoneLost(t, await clients.stop())
-  await usr2.stop()
-})
-
-t.test(
-  'one whose event loop blocks is replaced by the version before, and its stack is in the log',
-  async (t) => {
-    const { deploys, usr2, clients } = await site(t, {
-      config: {
-        ...{
-          workers: 4,
-          steps: '20% 60s, 100%',
-          drainTimeout: '2s',
-          shutdownTimeout: '1s',
-          killTimeout: '1s',
-        },
-        probes: { liveness: { eventLoop: true, period: '300ms', timeout: '400ms', failureThreshold: 2 } },
-      },
-      env: { BLOCK_AFTER: '20' },
-      clients: { keepAlive: 0, newPerSecond: 50 },
-    })
-    deploys.to('blocks', '2.0.0')
-    const verdict = await verdictOf(usr2, 'reload')
-    t.match(verdict, { outcome: 'rolled-back', current: 1 })
-    t.match(verdict.text, /its liveness probe fails: no answer within/)
-    t.match((await usr2.event('blocked')).msg, /blocksForEver/)
-    const { lost, requests } = await clients.stop()
-    // What it had accepted in the very turn that never ended, nobody else can answer.
-    const count = Object.values(lost).reduce((sum, n) => sum + n, 0)
-    t.ok(count <= 5, `${count} of ${requests} lost with the worker that blocked: ${JSON.stringify(lost)}`)
-    await usr2.stop()
-  },
-)
-
-t.test('one that never gets ready meets no client', async (t) => {
-  const { deploys, usr2, clients } = await site(t, {
-    config: {
-      ...{ workers: 2, startTimeout: '6s' },
-      probes: { readiness: { http: { path: '/healthz' }, period: '300ms' } },
-    },
-  })
-  deploys.to('never-ready', '2.0.0')
-  const verdict = await verdictOf(usr2, 'reload')
-  t.match(verdict, { outcome: 'rolled-back', current: 1 })
-  t.match(
-    verdict.text,
-    /did not pass its readiness probe within the start timeout of 6 s: GET \/healthz answered 503/,
-  )
-  const result = await clients.stop()
-  expectNoneLost(t, result)
-  t.equal(result.byVersion['2.0.0'], undefined)
-  await usr2.stop()
-})
-
-t.test('one that crashes within minReadySeconds is rolled back from what it replaced', async (t) => {
-  const { deploys, usr2, clients } = await site(t, {
-    flags: ['--workers', '2', '--min-ready-seconds', '10'],
-    env: { CRASH_AFTER_MS: '1000', CRASH_FROM: 'boot' },
-    clients: { keepAlive: 0 },
-  })
-  const pids = (await usr2.status()).generations.flatMap(({ workers }) => workers.map(({ pid }) => pid))
-  deploys.to('crashes-after', '2.0.0')
-  const verdict = await verdictOf(usr2, 'reload')
-  t.match(verdict, { outcome: 'rolled-back', current: 1 })
-  t.match(verdict.text, /crashes, as it was told to/)
-  const after = await usr2.status()
-  const current = after.generations.find(({ role }) => role === 'current')
-  t.same(
-    current?.workers.map(({ pid }) => pid),
-    pids,
-    'the same processes serve again',
-  )
-  await clients.answered('1.0.0', 100)
-  const { lost, requests } = await clients.stop()
-  const count = Object.values(lost).reduce((sum, n) => sum + n, 0)
-  // A crash takes with it what its kernel socket had been given and it had not read.
-  t.ok(count <= 3, `${count} of ${requests} lost with the process that crashed: ${JSON.stringify(lost)}`)
-  await usr2.stop()
-})
-
-t.test('one whose readiness flaps is stopped by its probes', async (t) => {
-  const { deploys, usr2, clients } = await site(t, {
-    config: {
-      ...canary('probeSuccess >= 98%'),
-      probes: { readiness: { http: { path: '/healthz' }, period: '150ms', failureThreshold: 2 } },
-    },
-    env: { FLAP_MS: '700' },
-  })
-  deploys.to('flaps', '2.0.0')
-  const verdict = await verdictOf(usr2, 'reload')
-  t.match(verdict, { outcome: 'rolled-back', current: 1 })
-  t.match(verdict.text, /probe success [\d.]+ % \(must be >= 98 %\)/)
-  expectNoneLost(t, await clients.stop())
-  await usr2.stop()
-})
 
 t.test('a good version goes through a canary, and a newer reload ends a hold', async (t) => {
   const { deploys, usr2, clients } = await site(t, {
@@ -399,3 +214,26 @@ const linesOf = (deploys: Deploys): string[] => {
     return []
   }
 }
+
+t.test('a candidate of one in five gets about a fifth of the new connections', async (t) => {
+  const { deploys, usr2, clients } = await site(t, {
+    config: { workers: 4, steps: '20% promote, 100%' },
+    clients: { keepAlive: 0, newPerSecond: 200 },
+  })
+  deploys.to('healthy', '2.0.0')
+  const reload = verdictOf(usr2, 'reload')
+  await usr2.event('holding')
+  const before = (await clients.sofar()).byVersion
+  await clients.answered('1.0.0', 1600)
+  const after = (await clients.sofar()).byVersion
+  const more = (version: string): number => (after[version]?.ok ?? 0) - (before[version]?.ok ?? 0)
+  const share = more('2.0.0') / (more('1.0.0') + more('2.0.0'))
+  t.comment(`${(100 * share).toFixed(1)} % of ${more('1.0.0') + more('2.0.0')}`)
+  // Within 5 points as measured (docs/traffic-share.md), with as much again for a machine that others use, too. Without
+  // turns it was between 2 and 53 %.
+  t.ok(share > 0.1 && share < 0.3, `the share was ${(100 * share).toFixed(1)} %`)
+  t.equal((await usr2.cli('promote')).code, 0)
+  t.match(await reload, { outcome: 'promoted' })
+  expectNoneLost(t, await clients.stop())
+  await usr2.stop()
+})

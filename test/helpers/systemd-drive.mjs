@@ -4,7 +4,10 @@
  *
  * Plain JavaScript without dependencies, because it runs where there is no node_modules.
  *
- *   node systemd-drive.mjs ROOT DROP-IN      ROOT: dist/ and package.json of usr2; DROP-IN: text for the unit, or ''
+ *   node systemd-drive.mjs ROOT DROP-IN [HOME USER ARG...]
+ *
+ *   ROOT: dist/ and package.json of usr2; DROP-IN: text for the unit, or ''. With HOME the unit is not the one as shipped
+ *   but `usr2 systemd install ARG...`, for the app in HOME that belongs to USER, and nobody else can read HOME if there is one.
  *
  * The port may be fixed: the sandbox has a network of its own.
  */
@@ -15,7 +18,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 
 const UNIT = 'usr2@box.service'
 const PORT = 8080
-const [root, dropIn] = process.argv.slice(2)
+const [root, dropIn, home = '/srv/box', user = '', ...installArgs] = process.argv.slice(2)
 
 /** Never rejects: the exit status is one of the facts. Asynchronous, so that the traffic goes on. */
 function run(program, ...args) {
@@ -31,18 +34,18 @@ const property = async (name) => (await systemctl('show', '--value', '-p', name,
 // ---- Installation -------------------------------------------------------------------------------------------------
 
 async function install() {
-  const home = '/usr/local/lib/node_modules/usr2'
-  fs.cpSync(`${root}/dist`, `${home}/dist`, { recursive: true })
-  fs.cpSync(`${root}/package.json`, `${home}/package.json`)
-  fs.chmodSync(`${home}/dist/cli.mjs`, 0o755)
+  const code = '/usr/local/lib/node_modules/usr2'
+  fs.cpSync(`${root}/dist`, `${code}/dist`, { recursive: true })
+  fs.cpSync(`${root}/package.json`, `${code}/package.json`)
+  fs.chmodSync(`${code}/dist/cli.mjs`, 0o755)
   fs.rmSync('/usr/local/bin/usr2', { force: true })
-  fs.symlinkSync(`${home}/dist/cli.mjs`, '/usr/local/bin/usr2')
+  fs.symlinkSync(`${code}/dist/cli.mjs`, '/usr/local/bin/usr2')
 
   release('1', '')
   release('2', '')
   release('broken', `throw new Error('broken on purpose')`)
   deploy('1')
-  const config = { entry: '/srv/box/current/server.js', cwd: '/srv/box/current', workers: 2 }
+  const config = { entry: `${home}/current/server.js`, cwd: `${home}/current`, workers: 2 }
   fs.mkdirSync('/etc/usr2')
   fs.writeFileSync('/etc/usr2/box.json', JSON.stringify(config))
   if (dropIn) {
@@ -50,18 +53,28 @@ async function install() {
     fs.writeFileSync(`/etc/systemd/system/${UNIT}.d/test.conf`, dropIn)
   }
   // The checkout may be closed to others; the service's user is one of them.
-  await run('chmod', '-R', 'a+rX', home, '/srv/box', '/etc/usr2')
+  await run('chmod', '-R', 'a+rX', code, home, '/etc/usr2')
+  if (user !== '') {
+    await run('useradd', '--home-dir', home, user)
+    await run('chown', '-R', user, home)
+    fs.chmodSync(home, 0o700)
+  }
+  if (installArgs.length > 0) {
+    fs.rmSync('/etc/usr2', { recursive: true })
+    facts.install = await run('usr2', 'systemd', 'install', ...installArgs)
+    facts.again = await run('usr2', 'systemd', 'install', '--dry-run', ...installArgs)
+  }
   await systemctl('daemon-reload')
 }
 
 function release(version, prologue) {
-  fs.mkdirSync(`/srv/box/releases/${version}`, { recursive: true })
+  fs.mkdirSync(`${home}/releases/${version}`, { recursive: true })
   fs.writeFileSync(
-    `/srv/box/releases/${version}/server.js`,
+    `${home}/releases/${version}/server.js`,
     `${prologue}
 const seen = Object.keys(process.env).filter((key) => /^(NOTIFY_|WATCHDOG_|LISTEN_)/.test(key))
 require('node:http').createServer((request, response) => {
-  const facts = JSON.stringify({ version: '${version}', pid: process.pid, uid: process.getuid(), seen })
+  const facts = JSON.stringify({ version: '${version}', pid: process.pid, uid: process.getuid(), seen, args: process.argv.slice(2) })
   if (request.url !== '/slow') return response.end(facts)
   response.write(' ')
   setTimeout(() => response.end(facts), 1000)
@@ -72,8 +85,8 @@ require('node:http').createServer((request, response) => {
 
 /** As deployments do: the link is replaced by rename(2), it is never absent. */
 function deploy(version) {
-  fs.symlinkSync(`releases/${version}`, '/srv/box/next')
-  fs.renameSync('/srv/box/next', '/srv/box/current')
+  fs.symlinkSync(`releases/${version}`, `${home}/next`)
+  fs.renameSync(`${home}/next`, `${home}/current`)
 }
 
 // ---- Traffic ------------------------------------------------------------------------------------------------------
@@ -136,7 +149,9 @@ async function versionThatAnswers(version) {
 
 const facts = { systemd: (await run('systemctl', '--version')).text.split('\n')[0] }
 await install()
-facts.verify = await run('systemd-analyze', 'verify', UNIT)
+const sockets = fs.existsSync('/etc/systemd/system/usr2@.socket') ? ['usr2@box.socket'] : []
+facts.verify = await run('systemd-analyze', 'verify', UNIT, ...sockets)
+facts.security = (await run('systemd-analyze', 'security', '--no-pager', UNIT)).text.split('\n').at(-1)
 
 facts.start = await systemctl('start', UNIT)
 if (facts.start.status === 0) {
@@ -180,6 +195,7 @@ if (facts.start.status === 0) {
   facts.activeAfterStop = (await systemctl('is-active', UNIT)).text
   facts.result = await property('Result')
   facts.processesAfterStop = pids.filter((pid) => fs.existsSync(`/proc/${pid}`))
+  facts.warned = (await run('journalctl', '-o', 'cat', '-u', UNIT, '--grep', 'Timeout(Stop|Start)Sec=')).text
   facts.cgroupAfterStop = fs.existsSync(cgroup)
   facts.runtimeDirectoryAfterStop = fs.existsSync('/run/usr2/box')
 }

@@ -1,5 +1,14 @@
 /** usr2 itself under test: `node dist/cli.mjs run …`, and what people do with it. */
-import { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync, copyFileSync, existsSync } from 'node:fs'
+import {
+  chmodSync,
+  mkdirSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+  copyFileSync,
+  existsSync,
+} from 'node:fs'
 import { basename, dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { Status } from '../../src/master/face.ts'
@@ -35,6 +44,8 @@ export interface Usr2Options {
   readonly flags?: readonly string[]
   readonly env?: Readonly<Record<string, string | undefined>>
   readonly cwd?: string
+  /** Other users may enter the test's directories. */
+  readonly isShared?: boolean
   /** What runs the master, with which flags. Default: the Node that runs the test. */
   readonly node?: string
   readonly nodeArgs?: readonly string[]
@@ -42,7 +53,12 @@ export interface Usr2Options {
   readonly cli?: string
   /** A process group of its own. */
   readonly detached?: boolean
+  /** Descriptors from 3 on with their names, as a service manager passes them (sd_listen_fds(3)). */
+  readonly passed?: readonly { readonly name: string; readonly fd: number | 'pipe' }[]
 }
+
+/** LISTEN_PID is the process that usr2 becomes. */
+const PASS = 'LISTEN_PID=$$; export LISTEN_PID; exec "$@"'
 
 /** A line of usr2's log. */
 export interface LogEvent {
@@ -72,21 +88,31 @@ export class Usr2 {
     const tmp = shortTmp(t)
     const cwd = options.cwd ?? join(tmp, 'app')
     mkdirSync(cwd, { recursive: true })
+    if (options.isShared) chmodSync(tmp, 0o755)
     writeFiles(cwd, options.files ?? {})
     const entry = options.fixture === undefined ? options.entry : fixture(options.fixture)
     this.#t = t
     this.#options = options
     this.cwd = cwd
     this.control = join(tmp, 'c.sock')
-    this.process = start(t, options.node ?? process.execPath, {
+    const { passed, node = process.execPath } = options
+    this.process = start(t, passed ? 'sh' : node, {
       name: 'usr2 run',
       args: [
+        ...(passed ? ['-c', PASS, 'sh', node] : []),
         ...(options.nodeArgs ?? []),
         ...[options.cli ?? CLI, 'run', '--control', this.control, '--name', 't', ...(options.flags ?? [])],
         ...(entry === undefined ? [] : [entry]),
         ...(options.args ?? []),
       ],
-      env: options.env,
+      env: {
+        ...(passed && {
+          LISTEN_FDS: String(passed.length),
+          LISTEN_FDNAMES: passed.map(({ name }) => name).join(':'),
+        }),
+        ...options.env,
+      },
+      moreStdio: passed?.map(({ fd }) => fd),
       cwd,
       detached: options.detached,
     })

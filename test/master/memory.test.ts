@@ -1,5 +1,12 @@
 import t from 'tap'
-import { type Read, freeBytes, quotaCpus, rssBytes, workerBytes } from '../../src/master/memory.ts'
+import {
+  type Read,
+  autoWorkers,
+  freeBytes,
+  quotaCpus,
+  rssBytes,
+  workerBytes,
+} from '../../src/master/memory.ts'
 
 const MIB = 1024 * 1024
 const NO_LIMIT_V1 = '9223372036854771712'
@@ -176,6 +183,21 @@ t.test('processors by quota', async (t) => {
   })
   t.equal(quotaCpus(machine({ ...one, ...quota('-1') })), null)
   t.equal(quotaCpus(machine({ ...one, ...quota('200000') })), 2)
+})
+
+t.test('workers by quota: no more than can compute at once, and one at least', async (t) => {
+  const under = (quota: string): Read =>
+    machine({
+      '/proc/self/cgroup': '0::/a',
+      '/proc/self/mountinfo': V2_MOUNT,
+      '/sys/fs/cgroup/a/cpu.max': quota,
+    })
+  t.equal(autoWorkers(under('max 100000'), 64), 64)
+  t.equal(autoWorkers(machine({}), 64), 64, 'no cgroup at all')
+  t.equal(autoWorkers(under('200000 100000'), 64), 2)
+  t.equal(autoWorkers(under('150000 100000'), 64), 2, 'a part of one needs one, too')
+  t.equal(autoWorkers(under('1000 100000'), 64), 1)
+  t.equal(autoWorkers(under('800000 100000'), 2), 2)
 })
 
 t.test('what a worker costs: Pss, or VmRSS where that may not be read', async (t) => {

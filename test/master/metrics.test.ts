@@ -481,15 +481,20 @@ t.test('an address that cannot be had', async (t) => {
     await sentence({ host: '127.0.0.1', ...where }),
     /^Could not serve the metrics at 127\.0\.0\.1:\d+: .+ listens there\. /,
   )
-  for (const host of ['0.0.0.0', '::', '10.0.0.1', 'example.com', '127.evil.example']) {
-    t.match(await sentence({ host, port: 1 }), 'can be reached from other machines', host)
-  }
   const directory = shortTmp(t)
   t.equal(
     await sentence({ path: join(directory, 'no/m.sock') }),
     `Could not serve the metrics at ${directory}/no/m.sock: there is no directory ${directory}/no. ${end}`,
   )
   t.match(await sentence({ path: join(directory, 'x'.repeat(100)) }), /too long for a socket/)
+})
+
+t.test('an address for other machines: of a pod the kubelet asks from outside', async (t) => {
+  const port = await freePort(t)
+  const metrics = await openMetrics({ ...quiet, listen: { host: '0.0.0.0', port } })
+  t.teardown(() => metrics.close())
+  t.equal(metrics.address, `0.0.0.0:${port}`)
+  t.equal((await get({ port }, '/livez')).status, 200)
 })
 
 t.test('a unix socket', async (t) => {

@@ -1,4 +1,4 @@
-import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { chmodSync, closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { createNotifier, NOTIFY_ENV_KEYS, STATUS_BYTES } from '../../src/master/systemd.ts'
@@ -309,4 +309,44 @@ t.test('what must not reach a worker', async (t) => {
     'LISTEN_FDNAMES',
   ])
     t.ok(NOTIFY_ENV_KEYS.includes(key), key)
+})
+
+t.test('with a descriptor of systemd: each message is one write, and no program is looked for', async (t) => {
+  const file = join(t.testdir(), 'messages')
+  const fd = openSync(file, 'a')
+  t.teardown(() => closeSync(fd))
+  const warnings: string[] = []
+  const notifier = createNotifier({
+    // Without NOTIFY_SOCKET, too: the descriptor is enough.
+    env: { PATH: '/nowhere', WATCHDOG_USEC: '20000000' },
+    log: { warn: (_facts, text) => warnings.push(text) },
+    ...{ fd, pid: PID, now: () => 123_456n },
+  })
+  t.equal(notifier.enabled, true)
+  t.equal(notifier.watchdogIntervalMs, 10_000)
+  notifier.ready('serves')
+  notifier.reloading()
+  notifier.watchdog()
+  notifier.stopping('stops')
+  await notifier.flush()
+  t.equal(
+    readFileSync(file, 'utf8'),
+    'READY=1\nSTATUS=serves' +
+      'RELOADING=1\nMONOTONIC_USEC=123456' +
+      'WATCHDOG=1' +
+      'STOPPING=1\nSTATUS=stops',
+  )
+  t.same(warnings, [])
+})
+
+t.test('a descriptor that does not take messages is one warning', async (t) => {
+  const fd = openSync('/dev/full', 'w')
+  t.teardown(() => closeSync(fd))
+  const warnings: string[] = []
+  const notifier = createNotifier({ env: {}, log: { warn: (_facts, text) => warnings.push(text) }, fd })
+  notifier.status('one')
+  await notifier.flush()
+  notifier.status('two')
+  await notifier.flush()
+  t.match(warnings, [/^telling systemd "status" by its own descriptor failed: ENOSPC.*OpenFile=/])
 })

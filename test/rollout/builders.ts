@@ -24,6 +24,7 @@ export const policy: Policy = {
   warmUp: false,
   hooks: [],
   hookTimeoutMs: 60_000,
+  stopDelayMs: 0,
   replaceAt: { memoryBytes: null, requests: null, ageMs: null },
   ready: 'listen',
   startTimeoutMs: 60_000,
@@ -97,4 +98,5 @@ export const rollout: Omit<Rollout, 'doing'> = {
   out: 0,
   pause: 'none',
   hooked: 'not-yet',
+  why: null,
 }

@@ -30,6 +30,7 @@ const rollingOut = (doing: Doing, open = 0, out = 0): Top => ({
   current: 1,
   rollout: { ...built.rollout, doing, open, out },
   next: [],
+  parked: null,
 })
 const by = { timerAt: 1 }
 const pinning = rollingOut({ k: 'pinning', by })

@@ -47,6 +47,7 @@ const usual: Policy = {
   warmUp: false,
   hooks: [],
   hookTimeoutMs: 60_000,
+  stopDelayMs: 0,
   replaceAt: { memoryBytes: null, requests: null, ageMs: null },
   ready: 'listen',
   startTimeoutMs: 60_000,
@@ -404,6 +405,8 @@ function announced(what: Announcement): string {
       return `generation ${what.generation} is crowded out`
     case 'generation-ended':
       return `generation ${what.generation} has ended`
+    case 'leaving':
+      return `stopping in ${seconds(what.inMs)} at most`
     case 'stopping':
       return ['stopping', ...what.why].join(': ')
   }

@@ -16,7 +16,7 @@ const rollout: Rollout = {
 const state: State = {
   ...initialState,
   at: 50,
-  top: { k: 'rolling-out', current: 1, rollout, next: [{ ask: 2, drop: [] }] },
+  top: { k: 'rolling-out', current: 1, rollout, next: [{ ask: 2, drop: [] }], parked: null },
   generations: new Map([[1, generation([slotOf(1, ['a']), vacant(null)])]]),
   workers: byId(
     worker(1, ready, { a: open, b: opening }),

@@ -81,7 +81,11 @@ export type Operation =
   | { readonly k: 'crash'; readonly oldest: number }
   /** One process dies, of whatever generation, at any moment. */
   | { readonly k: 'crash-one'; readonly nth: number }
-  | { readonly k: 'weigh'; readonly nth: number; readonly rssBytes: number }
+  /** All processes of the generation that answers: a version that does not live. */
+  | { readonly k: 'crash-current' }
+  | { readonly k: 'weigh'; readonly nth: number; readonly rssBytes: number; readonly requests: number }
+  /** One of the orders that make sense at this moment. */
+  | { readonly k: 'steer'; readonly nth: number }
   /** `to`: some generation, which may be current, known, forgotten, or none yet; null: the one before. */
   | { readonly k: 'rollback'; readonly to: number | null }
   | { readonly k: 'order'; readonly what: Order }
@@ -256,6 +260,10 @@ export class World {
     const { state: after, commands } = step(before, event)
     this.state = after
     for (const id of after.generations.keys()) if (!before.generations.has(id)) this.pins.add(id)
+    // One may come and go in the same step.
+    for (const command of commands)
+      if (command.c === 'announce' && command.what.a === 'candidate-spawned')
+        this.pins.add(command.what.generation)
     this.wakes = deadline(after)
     this.diary.push(`${this.now} ${JSON.stringify(fact)} -> ${after.top.k}`)
     for (const command of commands)
@@ -325,8 +333,32 @@ export class World {
         return [
           () => {
             const process = nthLive(operation.nth)
-            const { rssBytes } = operation
-            return process === undefined ? null : { e: 'weighed', worker: process.id, rssBytes, requests: 1 }
+            const { rssBytes, requests } = operation
+            return process === undefined ? null : { e: 'weighed', worker: process.id, rssBytes, requests }
+          },
+        ]
+      case 'crash-current':
+        return Array.from({ length: 6 }, () => () => {
+          const { top, workers } = this.state
+          const current = 'current' in top ? top.current : null
+          const worker = [...workers.values()].find(({ generation }) => generation === current)
+          const process = this.processes.get(worker?.id ?? -1)
+          return process === undefined ? null : this.exit(process, 'out of memory', false)
+        })
+      case 'steer':
+        return [
+          () => {
+            const { top } = this.state
+            const k = top.k === 'rolling-out' ? top.rollout.doing.k : 'steady'
+            const full = operation.nth % 3 === 0
+            const orders: readonly Order[] =
+              k === 'paused'
+                ? [{ k: 'resume' }, { k: 'resume' }, { k: 'promote', full }]
+                : k === 'holding' || k === 'analysing'
+                  ? [{ k: 'pause' }, { k: 'promote', full }]
+                  : [{ k: 'pause' }]
+            const what = orders[operation.nth % orders.length]
+            return what === undefined ? null : this.operate(what)
           },
         ]
       case 'rollback':
