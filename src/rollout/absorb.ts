@@ -6,17 +6,8 @@ import { askRollback, obey } from './orders.ts'
 import { answered } from './probing.ts'
 import { candidateOf, roleOf } from './questions.ts'
 import { weighed } from './replacing.ts'
-import {
-  OVERTAKEN,
-  answer,
-  beginRollout,
-  endRollout,
-  hookEnded,
-  learnWants,
-  measured,
-  pinned,
-  verdict,
-} from './rollout.ts'
+import { answer, beginRollout, endRollout, hookEnded, learnWants, pinned, verdict } from './rollout.ts'
+import { OVERTAKEN, measured } from './shares.ts'
 import { postpone } from './timers.ts'
 import type {
   AskId,

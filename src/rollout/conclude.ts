@@ -3,7 +3,8 @@ import type { Draft } from './draft.ts'
 import { fail } from './losing.ts'
 import { hasPassed, meetsReadiness, roleOf } from './questions.ts'
 import { spread, tire } from './replacing.ts'
-import { allServe, beginRollout, concludeRollout, learnWants } from './rollout.ts'
+import { beginRollout, learnWants } from './rollout.ts'
+import { allServe, concludeRollout } from './shares.ts'
 import type { Policy, Timer, Worker } from './state.ts'
 
 export function conclude(draft: Draft): void {

@@ -5,7 +5,8 @@ import { fail } from './losing.ts'
 import { expireProbes } from './probing.ts'
 import { missing } from './questions.ts'
 import { expireTired } from './replacing.ts'
-import { endRollout, enterStep, expireAnalysis, goOn, hookEnded } from './rollout.ts'
+import { endRollout, hookEnded } from './rollout.ts'
+import { enterStep, expireAnalysis, goOn } from './shares.ts'
 import type { Ms, Planned, Worker } from './state.ts'
 
 export function expire(draft: Draft): void {

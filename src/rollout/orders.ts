@@ -2,7 +2,8 @@
 import type { Draft } from './draft.ts'
 import { candidateOf, currentOf, isGoing, parkedOf } from './questions.ts'
 import { resize } from './resize.ts'
-import { answer, beginRollback, endRollout, pause, promoteNow, resume, unpark, verdict } from './rollout.ts'
+import { answer, beginRollback, endRollout, unpark, verdict } from './rollout.ts'
+import { pause, promoteNow, resume } from './shares.ts'
 import type { AskId, GenerationId, Order, OrderId } from './state.ts'
 
 const MAX_SLOTS = 1024
