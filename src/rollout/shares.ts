@@ -16,6 +16,7 @@ import { candidateOf, holder, isUnready, missing, serves, workersOf } from './qu
 import { endRollout, hook } from './rollout.ts'
 import { mustStop } from './rotation.ts'
 import type { Doing, Figures, Generation, Planned, Rollout, Worker, WorkerPhase } from './state.ts'
+
 function change(draft: Draft, changes: Partial<Rollout>): void {
   const { top } = draft
   if (top.k === 'rolling-out') draft.top = { ...top, rollout: { ...top.rollout, ...changes } }
