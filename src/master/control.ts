@@ -9,16 +9,7 @@
  *   wider ones, not for an instant.
  * - A live master's socket is never replaced; what is no socket is never touched.
  */
-import {
-  chmodSync,
-  lchownSync,
-  lstatSync,
-  mkdirSync,
-  renameSync,
-  rmdirSync,
-  unlinkSync,
-  type Stats,
-} from 'node:fs'
+import { chmodSync, lstatSync, mkdirSync, rmdirSync, unlinkSync, type Stats } from 'node:fs'
 import net from 'node:net'
 import { dirname, join } from 'node:path'
 
@@ -34,8 +25,8 @@ import {
   type Hello,
 } from './control-wire.ts'
 import type { Asker, Face, Wait } from './face.ts'
-
 import { mustBeTrusted } from './runtime-directory.ts'
+import { bindAndRename, isSameFile, kindOf, lstat, PathTakenError, type Place } from './socket-file.ts'
 
 export { ControlError }
 
@@ -474,13 +465,8 @@ async function findStale(path: string): Promise<Stats | null> {
   const found = lstat(path)
   if (found === null) return null
   if (!found.isSocket()) {
-    const what = found.isSymbolicLink()
-      ? 'a symbolic link'
-      : found.isDirectory()
-        ? 'a directory'
-        : 'not a socket'
     throw new ControlError(
-      `Could not open the control socket ${path}: it is ${what}, which usr2 does not replace. ` +
+      `Could not open the control socket ${path}: it is ${kindOf(found)}, which usr2 does not replace. ` +
         'Remove it, or give another path with --control.',
     )
   }
@@ -501,50 +487,12 @@ async function holder(path: string): Promise<Hello | null> {
   }
 }
 
-interface Place {
-  readonly path: string
-  readonly temporary: string
-  readonly mode: number
-  readonly gid: number | null
-  readonly stale: Stats | null
-}
-
-async function listen(server: net.Server, { path, temporary, mode, gid, stale }: Place): Promise<void> {
+async function listen(server: net.Server, place: Place): Promise<void> {
   try {
-    // What a killed master with our pid left: in a container every master is pid 1.
-    if (lstat(temporary)?.isSocket()) unlinkSync(temporary)
-    const bound = new Promise<void>((resolve, reject) => {
-      server.once('error', reject)
-      server.once('listening', () => {
-        server.off('error', reject)
-        resolve()
-      })
-    })
-    bound.catch(() => {})
-    // bind(2) makes the file with 0777 & ~umask, so it is right from its first instant, where a chmod after it
-    // would leave a moment in which anybody may connect. Node binds within the call.
-    // Another group's is for nobody else until it is that group's.
-    const umask = process.umask(0o777 & ~(gid === null ? mode : mode & 0o700))
-    try {
-      server.listen(temporary)
-    } finally {
-      process.umask(umask)
-    }
-    if (server.listening) {
-      if (gid !== null) {
-        lchownSync(temporary, process.geteuid?.() ?? 0, gid)
-        // chmod(2) would follow a link, but only we can put one here.
-        chmodSync(temporary, mode)
-      }
-      const now = lstat(path)
-      if (now !== null && !isSameFile(stale, now)) throw new ControlInUseError(path, null)
-      renameSync(temporary, path)
-    }
-    await bound
+    await bindAndRename(server, place)
   } catch (error) {
-    server.close()
-    if (error instanceof ControlError) throw error
-    throw failure(path, error)
+    if (error instanceof PathTakenError) throw new ControlInUseError(place.path, null)
+    throw failure(place.path, error)
   }
 }
 
@@ -599,17 +547,4 @@ function failure(path: string, error: unknown, directory = dirname(path)): Contr
     return new ControlError(`${start} a part of ${directory} is not a directory. ${end}`)
   if (code === 'ENOSPC') return new ControlError(`${start} the file system of ${directory} is full.`)
   return new ControlError(`${start} ${error instanceof Error ? error.message : String(error)}. ${end}`)
-}
-
-/** null when there is nothing, also where we may not look: what comes next says why. */
-function lstat(path: string): Stats | null {
-  try {
-    return lstatSync(path)
-  } catch {
-    return null
-  }
-}
-
-function isSameFile(a: Stats | null, b: Stats | null): boolean {
-  return a !== null && b !== null && a.dev === b.dev && a.ino === b.ino
 }

@@ -1,11 +1,11 @@
 /**
- * A unix socket of the master's own for a server that others connect to by its path. Beside the control socket, which
- * has more to say about its place.
+ * A unix socket of the master's own for a server that others connect to by its path: the metrics, and the control socket,
+ * which has more to say about its place (control.ts).
  *
  * Rules: what is no socket is never touched; a socket that somebody answers at is never replaced; the file never exists
  * with wider permissions than asked for; only our own is removed.
  */
-import { existsSync, lstatSync, renameSync, unlinkSync, type Stats } from 'node:fs'
+import { chmodSync, existsSync, lchownSync, lstatSync, renameSync, unlinkSync, type Stats } from 'node:fs'
 import type { Server } from 'node:net'
 import { dirname } from 'node:path'
 import { MAX_UNIX_PATH_BYTES } from '../address.ts'
@@ -29,33 +29,9 @@ export async function listenAtPath(server: Server, path: string, mode: number): 
   if (!existsSync(dirname(path))) throw new Error(`there is no directory ${dirname(path)}`)
   const stale = await findStale(path)
 
-  // From here to the rename nothing is awaited: two masters that start at once have no time to pass each other.
-  // What a killed master with our pid left: in a container every master is pid 1.
-  if (lstat(temporary)?.isSocket()) unlinkSync(temporary)
-  const bound = new Promise<void>((resolve, reject) => {
-    server.once('error', reject)
-    server.once('listening', () => {
-      server.off('error', reject)
-      resolve()
-    })
-  })
-  bound.catch(() => {})
-  // bind(2) makes the file with 0777 & ~umask: right from its first instant, which a chmod would come too late for.
-  const umask = process.umask(0o777 & ~mode)
   try {
-    server.listen(temporary)
-  } finally {
-    process.umask(umask)
-  }
-  try {
-    if (server.listening) {
-      const now = lstat(path)
-      if (now !== null && !isSameFile(stale, now)) throw new Error('a process has just taken it')
-      renameSync(temporary, path)
-    }
-    await bound
+    await bindAndRename(server, { path, temporary, mode, gid: null, stale })
   } catch (error) {
-    server.close()
     throw new Error(reason(error, path), { cause: error })
   }
   const own = lstat(path)
@@ -65,17 +41,78 @@ export async function listenAtPath(server: Server, path: string, mode: number): 
   }
 }
 
+export interface Place {
+  readonly path: string
+  /** Beside it: what is bound, and then renamed. */
+  readonly temporary: string
+  readonly mode: number
+  /** Its group, where that is not the process's own. */
+  readonly gid: number | null
+  /** What was found at the path, and answers nobody. */
+  readonly stale: Stats | null
+}
+
+/** Somebody has put a file at the path since it was looked at. */
+export class PathTakenError extends Error {
+  override name = 'PathTakenError'
+}
+
+/**
+ * To the rename nothing is awaited: two masters that start at once have no time to pass each other. Closes the server
+ * where it throws.
+ *
+ * @throws {PathTakenError} or what bind(2), chown(2) and rename(2) say
+ */
+export async function bindAndRename(server: Server, place: Place): Promise<void> {
+  const { path, temporary, mode, gid, stale } = place
+  try {
+    // What a killed master with our pid left: in a container every master is pid 1.
+    if (lstat(temporary)?.isSocket()) unlinkSync(temporary)
+    const bound = new Promise<void>((resolve, reject) => {
+      server.once('error', reject)
+      server.once('listening', () => {
+        server.off('error', reject)
+        resolve()
+      })
+    })
+    bound.catch(() => {})
+    // bind(2) makes the file with 0777 & ~umask, so it is right from its first instant, where a chmod after it
+    // would leave a moment in which anybody may connect. Node binds within the call.
+    // Another group's is for nobody else until it is that group's.
+    const umask = process.umask(0o777 & ~(gid === null ? mode : mode & 0o700))
+    try {
+      server.listen(temporary)
+    } finally {
+      process.umask(umask)
+    }
+    if (server.listening) {
+      if (gid !== null) {
+        lchownSync(temporary, process.geteuid?.() ?? 0, gid)
+        // chmod(2) would follow a link, but only we can put one here.
+        chmodSync(temporary, mode)
+      }
+      const now = lstat(path)
+      if (now !== null && !isSameFile(stale, now)) throw new PathTakenError('a process has just taken it')
+      renameSync(temporary, path)
+    }
+    await bound
+  } catch (error) {
+    server.close()
+    throw error
+  }
+}
+
+/** What stands where a socket should: `a symbolic link`. */
+export function kindOf(found: Stats): string {
+  return found.isSymbolicLink() ? 'a symbolic link' : found.isDirectory() ? 'a directory' : 'not a socket'
+}
+
 /** The socket file of a process that is no more, null where the path is free. */
 async function findStale(path: string): Promise<Stats | null> {
   const found = lstat(path)
   if (found === null) return null
   if (!found.isSocket()) {
-    const what = found.isSymbolicLink()
-      ? 'a symbolic link'
-      : found.isDirectory()
-        ? 'a directory'
-        : 'not a socket'
-    throw new Error(`it is ${what}, which usr2 does not replace`)
+    throw new Error(`it is ${kindOf(found)}, which usr2 does not replace`)
   }
   const answer = await probe(path, PROBE_MS).catch((error: unknown) => {
     throw new Error(reason(error, path), { cause: error })
@@ -97,7 +134,7 @@ function reason(error: unknown, path: string): string {
 }
 
 /** null when there is nothing, also where we may not look: what comes next says why. */
-function lstat(path: string): Stats | null {
+export function lstat(path: string): Stats | null {
   try {
     return lstatSync(path)
   } catch {
@@ -105,5 +142,5 @@ function lstat(path: string): Stats | null {
   }
 }
 
-const isSameFile = (a: Stats | null, b: Stats | null): boolean =>
+export const isSameFile = (a: Stats | null, b: Stats | null): boolean =>
   a !== null && b !== null && a.dev === b.dev && a.ino === b.ino

@@ -1,6 +1,7 @@
 /** First part of a step: takes one fact in. A fact that its state has no use for changes nothing. */
 import { Draft, policyOf } from './draft.ts'
 import { askStop, hookOfStopEnded } from './farewell.ts'
+import { LEAVING_GRACE_MS } from './leaving.ts'
 import { bereave, fail } from './losing.ts'
 import { askRollback, obey } from './orders.ts'
 import { answered } from './probing.ts'
@@ -23,9 +24,6 @@ import type {
 
 /** How long an app may have only a private listener (port 0) before that counts as its readiness. */
 export const SETTLE_MS = 1_000
-
-/** A signal to one worker is part of a stop when the stop begins within this time. */
-export const LEAVING_GRACE_MS = 1_000
 
 /** A booting worker killed by a stray signal is started again at most so often in a row. */
 export const MAX_STILLBORN = 5

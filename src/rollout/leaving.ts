@@ -3,6 +3,12 @@ import { Draft, policyOf } from './draft.ts'
 import { isSpare } from './questions.ts'
 import type { Leave, Worker, WorkerPhase } from './state.ts'
 
+/**
+ * A signal to one worker is part of a stop when the stop begins within this time. While a rollout runs, whose candidate
+ * is the replacement, it is looked at again as often.
+ */
+export const LEAVING_GRACE_MS = 1_000
+
 export function leaveIfSpare(draft: Draft, worker: Worker, why: Leave): void {
   if (isSpare(draft, worker)) return leave(draft, worker, why)
   // It accepts, and had lost its readiness as a candidate: nothing more is expected of it.

@@ -1,8 +1,7 @@
 /** Last part of a step: compares what is with what should be. The only producer of spawn, open and release. */
-import { LEAVING_GRACE_MS } from './absorb.ts'
 import { Draft, policyOf } from './draft.ts'
 import { reconcileLeadership } from './leadership.ts'
-import { leave, leaveIfSpare } from './leaving.ts'
+import { LEAVING_GRACE_MS, leave, leaveIfSpare } from './leaving.ts'
 import { reconcileProbes } from './probing.ts'
 import { currentOf, fills, isSpare, roleOf, workersOf } from './questions.ts'
 import { reconcileTired } from './replacing.ts'

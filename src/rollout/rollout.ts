@@ -1,7 +1,7 @@
 /** The life of one rollout: begun, pinned, ended. (Between the two: shares.ts.) `endRollout` is the only way out of it. */
 import type { Draft } from './draft.ts'
 import { fit } from './fitting.ts'
-import { leave, leaveIfSpare } from './leaving.ts'
+import { LEAVING_GRACE_MS, leave, leaveIfSpare } from './leaving.ts'
 import { isSwitch, planOf } from './plan.ts'
 import { candidateOf, currentOf, isSpare, listensOn, roleOf, wantsOf, workersOf } from './questions.ts'
 import { resize } from './resize.ts'
@@ -25,9 +25,6 @@ import type {
 
 /** So many earlier versions are kept pinned, for a rollback that boots one of them. */
 export const MAX_HISTORY = 3
-
-/** A replacement waits for a candidate so long at least. */
-const LEAVING_GRACE_MS = 1_000
 
 export type RollingOut = Extract<Top, { k: 'rolling-out' }>
 

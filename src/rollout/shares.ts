@@ -169,9 +169,8 @@ export function goOn(draft: Draft): void {
   const { rollout, candidate, step } = seen
   if (rollout.open < step.open) {
     const { doing } = rollout
-    const by =
-      'by' in doing && doing.k !== 'paused' ? doing.by : draft.in(candidate.policy.progressDeadlineMs)
-    doNow(draft, { k: 'bringing-up', candidate: candidate.id, by })
+    if (doing.k !== 'shifting' && doing.k !== 'settling') return
+    doNow(draft, { k: 'bringing-up', candidate: candidate.id, by: doing.by })
     return raise(draft)
   }
   draft.order({ c: 'announce', what: { a: 'share-reached', reload: rollout.id, at: rollout.at } })

@@ -32,33 +32,7 @@ import type {
   Worker,
 } from '../../src/rollout/state.ts'
 import { step } from '../../src/rollout/step.ts'
-
-const usual: Policy = {
-  slots: 1,
-  steps: [{ k: 'share', percent: 100 }],
-  maxSurge: { k: 'percent', n: 100 },
-  maxUnavailable: { k: 'workers', n: 0 },
-  replaced: 'parked',
-  minReadyMs: 0,
-  progressDeadlineMs: 600_000,
-  parkForMs: 0,
-  onFailure: 'rollback',
-  probes: {},
-  warmUp: false,
-  hooks: [],
-  hookTimeoutMs: 60_000,
-  stopDelayMs: 0,
-  replaceAt: { memoryBytes: null, requests: null, ageMs: null },
-  ready: 'listen',
-  startTimeoutMs: 60_000,
-  drainTimeoutMs: 30_000,
-  shutdownTimeoutMs: 10_000,
-  killTimeoutMs: 5_000,
-  grantTimeoutMs: 10_000,
-  minUptimeMs: 30_000,
-  maxRestarts: 8,
-  maxDraining: 2,
-}
+import { policy as usual } from './builders.ts'
 
 /** The story told again: the same events, with what follows from them now. */
 export function retell(text: string): string {
