@@ -219,6 +219,14 @@ export class App {
     })
   }
 
+  /** Until a process of its has said that. */
+  says(text) {
+    return until(`"${text}" in the journal`, async () => {
+      const entries = await journal('-u', this.unit)
+      return entries.some(({ MESSAGE }) => String(MESSAGE).includes(text))
+    })
+  }
+
   /** Pids in its cgroup. */
   async processes() {
     const cgroup = await this.property('ControlGroup')
@@ -315,7 +323,7 @@ export function get(where, path = '/', agent = false, onHead = () => {}) {
       })
     })
     request.on('timeout', () => request.destroy(new Error('no answer in 20 s')))
-    request.on('error', reject)
+    request.on('error', (error) => reject(Object.assign(error, { onKept: request.reusedSocket })))
   })
 }
 
@@ -357,6 +365,8 @@ export class Traffic {
   lost = {}
   /** The most that any client lost. */
   lostByOne = 0
+  /** Of the lost ones, those on a connection that had been used before: a worker had accepted it for sure. */
+  lostOnKept = 0
   #on = true
   #clients
 
@@ -390,6 +400,7 @@ export class Traffic {
         const kind = isRefused ? this.refused : this.lost
         kind[what] = (kind[what] ?? 0) + 1
         if (!isRefused) this.lostByOne = Math.max(this.lostByOne, ++lostByMe)
+        if (error.onKept) this.lostOnKept++
       }
       this.inFlight--
       this.requests++
