@@ -147,6 +147,8 @@ export class App {
     this.unit = `usr2@${name}.service`
     this.home = home
     this.places = places
+    /** What the administrator types. */
+    this.client = ['usr2']
     this.runtimeDirectory = `/run/usr2/${name}`
     fs.mkdirSync(`${home}/releases`, { recursive: true })
     this.release('1')
@@ -194,7 +196,7 @@ export class App {
   }
 
   usr2(command, ...args) {
-    return run('usr2', command, '--name', this.name, ...args)
+    return run(...this.client, command, '--name', this.name, ...args)
   }
 
   async status() {
