@@ -42,10 +42,13 @@ export async function row(name, story, { since = 0 } = {}) {
   print({ row: name, notes, failure, tookMs: Math.round(performance.now() - startedAt) })
 }
 
-/** To be called after the last row: without it the test takes the drive for broken off. */
-export const end = () => print({ end: true })
+/**
+ * To be called after the last row: without it the test takes the drive for broken off. Ends the process, in which the
+ * traffic of a row that failed may still be on.
+ */
+export const end = () => print({ end: true }, () => process.exit())
 
-const print = (line) => console.log(JSON.stringify(line))
+const print = (line, done) => process.stdout.write(`${JSON.stringify(line)}\n`, done)
 
 // ---- Programs -----------------------------------------------------------------------------------------------------------
 
@@ -267,7 +270,8 @@ export class App {
     assert.deepEqual(alive, [], 'no process is left')
     assert.ok(!fs.existsSync(`/sys/fs/cgroup${cgroup}`), 'no cgroup is left')
     assert.ok(!fs.existsSync(this.runtimeDirectory), 'no runtime directory is left')
-    const ofOurs = fs.readdirSync('/tmp').filter((name) => /usr2/.test(name))
+    const isOfOthers = (name) => name.startsWith('systemd-private-') && !name.includes(this.unit)
+    const ofOurs = fs.readdirSync('/tmp').filter((name) => !isOfOthers(name))
     assert.deepEqual(ofOurs, [], 'nothing is left in /tmp')
     const alien = (await journal('_PID=1')).filter(({ MESSAGE }) => /which is not our child/.test(MESSAGE))
     assert.deepEqual(alien, [], 'systemd never took the main process for an alien')

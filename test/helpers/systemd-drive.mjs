@@ -40,7 +40,7 @@ const variants = [
     since: 253,
     user: 'somebody',
     service: [
-      ...['User=somebody', 'DynamicUser=no', 'WatchdogSec=1'],
+      ...['User=somebody', 'DynamicUser=no'],
       ...['NotifyAccess=main', 'OpenFile=/run/systemd/notify:notify:graceful'],
     ],
     isUser: (uid) => uid >= 1000 && uid < 60_000,
@@ -50,7 +50,7 @@ const variants = [
     about: 'not root, with NotifyAccess=all and the program systemd-notify',
     user: 'anybody',
     // Where a file in the real /tmp would be seen.
-    service: ['User=anybody', 'DynamicUser=no', 'PrivateTmp=no', 'WatchdogSec=1', 'NotifyAccess=all'],
+    service: ['User=anybody', 'DynamicUser=no', 'PrivateTmp=no', 'NotifyAccess=all'],
     isUser: (uid) => uid >= 1000 && uid < 60_000,
   },
   {

@@ -17,7 +17,7 @@ const putUsr2 = (prologue) =>
 const inNewMaster = (what) => `if (process.env.USR2_UPGRADE) { ${what} }`
 const HANGS = inNewMaster('await new Promise((done) => setTimeout(done, 2 ** 30))')
 
-const box = new App('box', { service: ['WatchdogSec=1'] })
+const box = new App('box', { service: ['WatchdogSec=2'] })
 box.client = ['node', HEALTHY]
 const place = box.places[0]
 
@@ -74,7 +74,7 @@ await row('twice in a row, a reload, and a clean stop', async (say) => {
   await succeeds(box.reloadTo('2'))
   await box.serves('2')
   await traffic.lostNone(say)
-  assert.equal(await box.property('NRestarts'), '0', 'the watchdog of 1 s has been fed throughout')
+  assert.equal(await box.property('NRestarts'), '0', 'the watchdog of 2 s has been fed throughout')
   await box.stopsClean()
 })
 
