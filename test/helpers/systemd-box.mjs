@@ -203,7 +203,9 @@ export class App {
   }
 
   async status() {
-    return JSON.parse(await succeeds(this.usr2('status', '--json')))
+    const { status, text, stdout } = await this.usr2('status', '--json')
+    assert.equal(status, 0, text)
+    return JSON.parse(stdout)
   }
 
   async property(name) {
@@ -261,7 +263,7 @@ export class App {
 
   /**
    * Something kills the master and all workers, and systemd starts the service again: what was in flight is lost, and what
-   * is begun once the killed processes have gone is not.
+   * connects once the killed processes have gone is not.
    *
    * @param kill gets the master's pid
    * @returns the traffic beside
@@ -279,7 +281,7 @@ export class App {
     await traffic.stop()
     say(`beside 4 long requests: ${traffic}`)
     assert.deepEqual(await held.lost(), Array(4).fill('ECONNRESET'), 'those that were in flight for sure')
-    assert.equal(traffic.lostSince(goneAt), 0, 'lost, though begun when the killed processes had gone')
+    assert.equal(traffic.lostSince(goneAt), 0, 'lost, though the killed processes had gone before')
     assert.equal(await this.property('NRestarts'), '1')
     return traffic
   }
@@ -402,7 +404,7 @@ export class Traffic {
   /** By error, of those that nobody accepted, and of those that somebody did. */
   refused = {}
   lost = {}
-  /** When those that were lost had begun. */
+  /** When those had begun that were lost on a connection of their own. */
   #lostFrom = []
   /** Of the lost ones, those on a connection that had been used before: a worker had accepted it for sure. */
   lostOnKept = 0
@@ -433,12 +435,12 @@ export class Traffic {
         const isRefused = REFUSED.includes(what)
         const kind = isRefused ? this.refused : this.lost
         kind[what] = (kind[what] ?? 0) + 1
-        if (!isRefused) this.#lostFrom.push(from)
         if (error.onKept) this.lostOnKept++
+        else if (!isRefused) this.#lostFrom.push(from)
       }
       this.inFlight--
       this.requests++
-      await sleep(2 + Math.random() * 4)
+      await sleep(5 + Math.random() * 10)
     }
     if (agent) agent.destroy()
   }
@@ -449,7 +451,10 @@ export class Traffic {
     await until(`${count} requests`, () => this.requests >= goal)
   }
 
-  /** So many of the lost ones had begun after that, by `performance.now()`. */
+  /**
+   * So many of the lost ones had connected after that, by `performance.now()`. A connection from before may be used once
+   * more, until this process has heard of its end.
+   */
   lostSince(time) {
     return this.#lostFrom.filter((from) => from > time).length
   }
