@@ -276,7 +276,8 @@ export class App {
   async endsAnswering(verb, ...more) {
     const held = await this.hold()
     const ending = this.systemctl(verb, ...more)
-    await until('the stop', async () => (await this.property('ActiveState')) === 'deactivating')
+    const stillServes = ['active', 'reloading']
+    await until('the stop', async () => !stillServes.includes(await this.property('ActiveState')))
     held.letGo()
     await succeeds(ending)
     assert.deepEqual(await held.lost(), [], 'what was in flight was answered')
@@ -331,7 +332,9 @@ export class App {
     const isOfOthers = (name) => name.startsWith('systemd-private-') && !name.includes(this.unit)
     const ofOurs = fs.readdirSync('/tmp').filter((name) => !isOfOthers(name))
     assert.deepEqual(ofOurs, [], 'nothing is left in /tmp')
-    const alien = (await journal('_PID=1')).filter(({ MESSAGE }) => /which is not our child/.test(MESSAGE))
+    const alien = (await journal('_PID=1', `UNIT=${this.unit}`)).filter(({ MESSAGE }) =>
+      /which is not our child/.test(MESSAGE),
+    )
     assert.deepEqual(alien, [], 'systemd never took the main process for an alien')
   }
 
