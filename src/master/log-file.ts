@@ -4,7 +4,9 @@
  */
 import { statSync } from 'node:fs'
 import pino from 'pino'
-import { MAX_UNWRITTEN_BYTES } from './report.ts'
+
+/** Lines that cannot be written are kept so far, for a disk that has room again. */
+export const MAX_UNWRITTEN_BYTES = 1024 * 1024
 
 type Destination = ReturnType<typeof pino.destination>
 
