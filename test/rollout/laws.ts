@@ -624,13 +624,35 @@ export function laws(plan: Plan): Record<string, Law> {
       }
     },
 
-    'only who is in rotation is granted'({ after, commands }) {
+    'where a worker of the current generation can accept, somebody does'({ after }) {
+      if (isStopping(after)) return
+      for (const worker of after.workers.values()) {
+        if (worker.phase.k !== 'ready' || worker.generation !== currentOf(after.top)) continue
+        for (const [key, grant] of worker.claims) {
+          if (grant.k !== 'held') continue
+          const someone = [...after.workers.values()].some((other) => {
+            const k = isUp(other) ? other.claims.get(key)?.k : undefined
+            return k === 'open' || k === 'opening'
+          })
+          must(someone, `nobody accepts on ${key}, and worker ${worker.id} could`)
+        }
+      }
+    },
+
+    'only who is in rotation is granted, or who accepted before where nobody else does'({ after, commands }) {
       for (const command of commands) {
         if (command.c !== 'open') continue
         const worker = after.workers.get(command.worker)
         // It may be told to leave by what follows in the same step.
         if (worker === undefined || !isUp(worker)) continue
-        must(worker.phase.k === 'ready' && isIn(after, worker), `worker ${command.worker} is granted`)
+        // One of the current generation that has made room is better than nobody.
+        const isLastResort =
+          worker.generation === currentOf(after.top) &&
+          ![...after.workers.values()].some(
+            (other) => other.id !== worker.id && accepts(other, command.key) && isIn(after, other),
+          )
+        const mayBe = isIn(after, worker) || isLastResort
+        must(worker.phase.k === 'ready' && mayBe, `worker ${command.worker} is granted`)
       }
     },
 
