@@ -14,6 +14,7 @@ import { count, failuresOf, judge, outlook } from './analysis.ts'
 import { isLastShare, spareOf, surgeOf } from './plan.ts'
 import {
   candidateOf,
+  comesBack,
   holder,
   inRotation,
   isUnready,
@@ -112,11 +113,14 @@ function raise(draft: Draft): void {
 export function concludeRollout(draft: Draft): void {
   const seen = view(draft)
   if (seen === null) return
-  const { rollout, candidate, step } = seen
+  const { top, rollout, candidate, step } = seen
   const { doing } = rollout
   if (loseReadiness(draft, candidate)) return
   if (doing.k !== 'bringing-up' && doing.k !== 'shifting') return
-  const areServing = slotWorkers(draft, candidate).slice(0, rollout.open).every(isServing)
+  const areServing = candidate.slots
+    .slice(0, rollout.open)
+    .filter(({ state }) => state.k !== 'empty' || !comesBack(top, candidate.id))
+    .every((slot) => isServing(draft.worker(holder(slot) ?? -1)))
   if (step === undefined) {
     if (areServing) endRollout(draft, 'promoted', [])
   } else if (step.k !== 'share') {

@@ -243,16 +243,34 @@ export function laws(plan: Plan): Record<string, Law> {
       if (verdict?.outcome !== 'promoted') return
       const before = seen.before.generations.get(verdict.current ?? -1)
       must(slotsOf(before) > 0, 'promoted a generation without slots')
+      // Of a parked one those come back that live; a slot whose worker has died there is filled afterwards.
+      const isUnpark = rolling(seen.before)?.isUnpark === true
+      let whole = 0
       for (const [index, slot] of (before?.slots ?? []).entries()) {
         const worker = [...seen.after.workers.values()].find(
           ({ generation, slot, phase }) =>
             generation === verdict.current && slot === index && phase.k === 'ready',
         )
         must(worker === undefined || !isUnready(worker), `promoted with slot ${index} not ready any more`)
+        if (worker === undefined && isUnpark) continue
         if (worker === undefined) throw new Error(`promoted without a ready worker in slot ${index}`)
+        whole++
         for (const [key, grant] of worker.claims) must(grant.k === 'open', `promoted before ${key} was open`)
         for (const key of slot.wants ?? []) must(worker.claims.has(key), `promoted without ${key}`)
       }
+      must(whole > 0, 'promoted with nobody')
+    },
+
+    'a rollback from the park waits for no boot'({ after, commands }) {
+      const now = rolling(after)
+      if (now?.isUnpark !== true) return
+      for (const command of commands)
+        must(
+          command.c !== 'spawn' || command.generation !== now.candidate.id,
+          `slot ${'slot' in command ? command.slot : ''} is filled before the promotion`,
+        )
+      for (const [index, { state }] of now.candidate.slots.entries())
+        must(state.k === 'filled' || state.k === 'empty', `slot ${index} is ${state.k}, and waited for`)
     },
 
     'every listener of the current generation is kept through a promotion'(seen) {
@@ -261,8 +279,10 @@ export function laws(plan: Plan): Record<string, Law> {
       for (const worker of seen.before.workers.values()) {
         if (worker.generation !== verdict.other || worker.phase.k !== 'ready') continue
         for (const key of worker.claims.keys()) {
+          // Where the worker that had it has died in the park, one of the bad version stays until its slot is filled.
+          const isUnpark = seen.before.top.rollout.of === verdict.current
           const isKept = [...seen.after.workers.values()].some(
-            (other) => other.generation === verdict.current && accepts(other, key),
+            (other) => (other.generation === verdict.current || isUnpark) && accepts(other, key),
           )
           must(isKept || seen.before.top.rollout.drop.has(key), `promotion lost ${key}`)
         }

@@ -263,6 +263,13 @@ const operation: fc.Arbitrary<Operation> = fc.oneof(
   { weight: 5, arbitrary: fc.record({ k: fc.constant('order' as const), what: order }) },
   { weight: 7, arbitrary: fc.record({ k: fc.constant('steer' as const), nth: fc.nat(11) }) },
   { weight: 1, arbitrary: fc.constant<Operation>({ k: 'crash-current' }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      k: fc.constant('crash-parked' as const),
+      workers: fc.integer({ min: 1, max: 2 }),
+    }),
+  },
   { weight: 2, arbitrary: fc.record({ k: fc.constant('replace' as const), nth: fc.nat(5) }) },
   {
     weight: 2,

@@ -83,6 +83,8 @@ export type Operation =
   | { readonly k: 'crash-one'; readonly nth: number }
   /** All processes of the generation that answers: a version that does not live. */
   | { readonly k: 'crash-current' }
+  /** So many of the generation that is parked die; then it is gone back to. */
+  | { readonly k: 'crash-parked'; readonly workers: number }
   | { readonly k: 'weigh'; readonly nth: number; readonly rssBytes: number; readonly requests: number }
   /** One of the orders that make sense at this moment. */
   | { readonly k: 'steer'; readonly nth: number }
@@ -345,6 +347,17 @@ export class World {
           const process = this.processes.get(worker?.id ?? -1)
           return process === undefined ? null : this.exit(process, 'out of memory', false)
         })
+      case 'crash-parked': {
+        const parked = (): GenerationId | null =>
+          this.state.top.k === 'steady' ? (this.state.top.parked?.generation ?? null) : null
+        const crash = (): Fact | null => {
+          const worker = [...this.state.workers.values()].find(({ generation }) => generation === parked())
+          const process = this.processes.get(worker?.id ?? -1)
+          return process === undefined ? null : this.exit(process, 'killed by SIGKILL', false)
+        }
+        const back = (): Fact | null => (parked() === null ? null : this.askRollback(null))
+        return [...Array.from({ length: operation.workers }, () => crash), back]
+      }
       case 'steer':
         return [
           () => {
