@@ -104,6 +104,9 @@ function reconcileSlot(draft: Draft, id: GenerationId, index: SlotIndex): void {
       const { by } = slot.state
       return draft.setSlot(id, index, { state: { k: 'replacing', by, with: replacement, why: 'signal' } })
     }
+    case 'clearing':
+      if (draft.worker(slot.state.of) !== undefined) return
+      return draft.setSlot(id, index, { state: { k: 'vacant', retry: draft.in(0), stillborn: 0 } })
     case 'replacing': {
       if (!fills(slot, draft.worker(slot.state.with))) return
       const old = draft.worker(slot.state.by)

@@ -974,10 +974,46 @@ export function laws(plan: Plan): Record<string, Law> {
       if (after.top.k === 'ended') must(world.pins.size === gone.length, 'a pin outlives the end')
     },
 
+    'a worker that has no room beside it goes first, and only where enough others serve'({
+      before,
+      after,
+      commands,
+    }) {
+      const lacksRoom = (worker: Worker | undefined): boolean => {
+        const memory = worker?.tired?.memory ?? null
+        return memory !== null && memory.workerBytes > memory.freeBytes
+      }
+      for (const generation of after.generations.values()) {
+        for (const [index, { state }] of generation.slots.entries()) {
+          if (state.k === 'replacing' && state.why === 'limit') {
+            const isNew = commands.some(
+              ({ c, ...command }) => c === 'spawn' && 'worker' in command && command.worker === state.with,
+            )
+            must(!isNew || !lacksRoom(after.workers.get(state.by)), `slot ${index} has two, and room for one`)
+          }
+          if (state.k !== 'clearing') continue
+          must(after.workers.has(state.of), `slot ${index} waits for nobody`)
+          const was = before.generations.get(generation.id)?.slots[index]?.state
+          if (was?.k === 'clearing' || after.top.k !== 'steady') continue
+          const slots = generation.slots.length
+          const others = [...after.workers.values()].filter(
+            (worker) => worker.generation === generation.id && serves(worker) && !isUnready(worker),
+          ).length
+          const least = slots - unavailableOf(generation.policy, slots)
+          must(others >= least, `slot ${index} is cleared, and ${others} of ${slots} serve`)
+        }
+      }
+    },
+
     'at most one worker is replaced at a time, and none during a rollout'({ after, commands }) {
       const replacing = [...after.generations.values()].flatMap(({ slots }) =>
         slots.flatMap(({ state }) => (state.k === 'replacing' && state.why !== 'signal' ? [state.with] : [])),
       )
+      const cleared = [...after.generations.values()].flatMap(({ slots }) =>
+        slots.filter(({ state }) => state.k === 'clearing'),
+      )
+      if (after.top.k === 'steady')
+        must(replacing.length + cleared.length <= 1, `${cleared.length} are cleared at the same time`)
       must(replacing.length <= 1, `${replacing.length} are replaced at the same time`)
       if (after.top.k === 'steady') return
       for (const command of commands)

@@ -85,7 +85,13 @@ export type Operation =
   | { readonly k: 'crash-current' }
   /** So many of the generation that is parked die; then it is gone back to. */
   | { readonly k: 'crash-parked'; readonly workers: number }
-  | { readonly k: 'weigh'; readonly nth: number; readonly rssBytes: number; readonly requests: number }
+  | {
+      readonly k: 'weigh'
+      readonly nth: number
+      readonly rssBytes: number
+      readonly requests: number
+      readonly memory: Memory | null
+    }
   /** One of the orders that make sense at this moment. */
   | { readonly k: 'steer'; readonly nth: number }
   /** `to`: some generation, which may be current, known, forgotten, or none yet; null: the one before. */
@@ -335,8 +341,10 @@ export class World {
         return [
           () => {
             const process = nthLive(operation.nth)
-            const { rssBytes, requests } = operation
-            return process === undefined ? null : { e: 'weighed', worker: process.id, rssBytes, requests }
+            const { rssBytes, requests, memory } = operation
+            return process === undefined
+              ? null
+              : { e: 'weighed', worker: process.id, rssBytes, requests, memory }
           },
         ]
       case 'crash-current':
@@ -425,6 +433,7 @@ export class World {
       failure: nth % 2 === 0 ? null : 'too late',
       rssBytes: null,
       requests: 0,
+      memory: null,
     }
     const live = [...this.processes.values()][nth % (this.processes.size + 1)]
     // A lie of a live process that would make its books wrong is not the machine's to see through.
@@ -560,7 +569,7 @@ export class World {
         process.leadership = 'asked'
         return { e: 'leadership-asked', worker }
       case 'weigh':
-        return { e: 'weighed', worker, rssBytes: deed.rssBytes, requests: deed.requests }
+        return { e: 'weighed', worker, rssBytes: deed.rssBytes, requests: deed.requests, memory: null }
       case 'ask-replacement':
         return { e: 'replace-asked', worker }
       case 'crash':
