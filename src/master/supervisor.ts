@@ -778,7 +778,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         this.lastVerdict = this.verdict(what.verdict)
         this.lastJudgement = null
         // Aborted or stopped in the midst of one: it must not go on beside that of the next rollout.
-        this.hooks.end(['beforeSpawn', 'beforePromote'], 'was ended: the rollout is over')
+        this.hooks.end(['beforeSpawn', 'beforePromote'], 'the rollout is over')
         if (what.verdict.outcome === 'promoted') this.lastReplaced = what.verdict.other
         this.books.judged(what.verdict)
         this.bans.judged(what.verdict, this.pinned, new Date())

@@ -1,10 +1,10 @@
 /**
  * Replacement without a reload: a worker that is not alive any more, takes too much memory, or has done its time.
  *
- * New first, then the old one drains; one at a time. Where a worker has outgrown its memory and two do not fit, the old
- * one first, as far as `maxUnavailable` lets it: what it was to be saved from is that the kernel kills. A rollout replaces them all anyway, so it is not disturbed, unless
- * the worker is of no use (its liveness probe fails) or a danger (it takes half as much again as it may): then it leaves,
- * if others accept, and its slot is filled again. A candidate that needs replacing has failed.
+ * New first, then the old one drains; one at a time. Where one has outgrown its memory and two do not fit, the old one
+ * first, as far as `maxUnavailable` lets it: the kernel would kill for the second. A rollout replaces them all anyway, so
+ * it is not disturbed, unless the worker is of no use (its liveness probe fails) or a danger (it takes half as much again
+ * as it may): then it leaves, if others accept, and its slot is filled again. A candidate that needs replacing has failed.
  */
 import type { Draft } from './draft.ts'
 import { policyOf } from './draft.ts'
