@@ -431,8 +431,21 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private weigh(handle: WorkerHandle): void {
     const { replaceAt } = this.state.generations.get(handle.generation)?.policy ?? {}
     if (!replaceAt || (replaceAt.memoryBytes === null && replaceAt.requests === null)) return
-    const rss = handle.pid === null || replaceAt.memoryBytes === null ? null : rssBytes(handle.pid)
-    this.dispatch({ e: 'weighed', worker: handle.id, rssBytes: rss, requests: handle.counts.requests })
+    const isReady = this.state.workers.get(handle.id)?.phase.k === 'ready'
+    if (isReady && handle.pid !== null) handle.freshBytes ??= workerBytes(handle.pid)
+    const { memoryBytes } = replaceAt
+    const rss = handle.pid === null || memoryBytes === null ? null : rssBytes(handle.pid)
+    const { requests } = handle.counts
+    // Looked at only where it may matter: many files are read for it.
+    const memory =
+      rss === null || memoryBytes === null || rss <= memoryBytes ? null : this.memoryBeside(handle)
+    this.dispatch({ e: 'weighed', worker: handle.id, rssBytes: rss, requests, memory })
+  }
+
+  /** What another one like it would find, and take: as much as this one took before it grew. */
+  private memoryBeside({ freshBytes }: WorkerHandle): Memory | null {
+    const free = freeBytes()
+    return free === null || freshBytes === null ? null : { freeBytes: free, workerBytes: freshBytes }
   }
 
   private spawn(id: WorkerId, generation: GenerationId, slot: number): void {
@@ -765,7 +778,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         this.lastVerdict = this.verdict(what.verdict)
         this.lastJudgement = null
         // Aborted or stopped in the midst of one: it must not go on beside that of the next rollout.
-        this.hooks.end(['beforeSpawn', 'beforePromote'], 'was ended: the rollout is over')
+        this.hooks.end(['beforeSpawn', 'beforePromote'], 'the rollout is over')
         if (what.verdict.outcome === 'promoted') this.lastReplaced = what.verdict.other
         this.books.judged(what.verdict)
         this.bans.judged(what.verdict, this.pinned, new Date())

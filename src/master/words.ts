@@ -5,6 +5,8 @@ export function seconds(ms: number): string {
   return ms < 1_000 ? `${Math.round(ms)} ms` : `${(ms / 1_000).toFixed(1)} s`
 }
 
+export const mib = (bytes: number): string => `${Math.round(bytes / 1024 / 1024)} MiB`
+
 export const plural = (count: number, what: string): string => `${count} ${what}${count === 1 ? '' : 's'}`
 
 /** `GET /export, 12.4 s, 127.0.0.1:51234`. */

@@ -67,6 +67,8 @@ export class WorkerHandle {
   lost: readonly Held[] | null = null
   /** What it waits for as it leaves, and when it said so. */
   holding: { readonly said: Holding; readonly at: number } | null = null
+  /** What it took when it was first looked at as ready; null before. */
+  freshBytes: number | null = null
   alive = true
   private slowest: Slowest | null = null
   private saidDrained = false

@@ -145,7 +145,7 @@ function absorbWorkerFact(
       }
       return draft.setWorker({ ...worker, warmth: 'warm' })
     case 'weighed':
-      return weighed(draft, worker, event.rssBytes, event.requests)
+      return weighed(draft, worker, event.rssBytes, event.requests, event.memory)
     case 'drain-began':
       if (worker.phase.k !== 'draining') return
       return draft.setWorker({

@@ -34,6 +34,10 @@ export const isGoing = (top: Top): boolean => top.k === 'leaving' || top.k === '
 export const parkedOf = (top: Top): GenerationId | null =>
   top.k === 'steady' || top.k === 'rolling-out' ? (top.parked?.generation ?? null) : null
 
+/** Whether this is a candidate that was parked: alive, and nothing of it is booted before it is current. */
+export const comesBack = (top: Top, generation: GenerationId): boolean =>
+  top.k === 'rolling-out' && top.rollout.of === generation
+
 /** `parked`: alive and accepting nothing, for an instant rollback. */
 export type Role = 'current' | 'candidate' | 'parked' | 'old'
 
