@@ -21,7 +21,7 @@ import { fitting } from './inherited.ts'
 import type { ActivatedSocket } from './inherited.ts'
 import { ownerOf } from './port-owner.ts'
 import { KeptUnixPath } from './unix-path.ts'
-import type { BequeathedListener } from './upgrade-wire.ts'
+import type { BequeathedActivated, BequeathedListener } from './upgrade-wire.ts'
 import type { WorkerHandle } from './worker-handle.ts'
 
 /** How long a worker may take to prove a new bind, or to acknowledge a handle. */
@@ -333,7 +333,7 @@ export class Listeners {
    *
    * @throws {BindError} it is no such socket
    */
-  inherit(fd: number, { address, known }: BequeathedListener): void {
+  inherit({ fd, address, known }: BequeathedListener): void {
     const socket = adopt(fd, address.kind)
     this.shared = true
     this.held.set(known.key, { socket, address, known, path: this.keepPath(address, known.key) })
@@ -346,9 +346,16 @@ export class Listeners {
     this.shared = false
   }
 
-  /** What a successor needs to hold the same, in the order of the descriptors. A bind that is being proved is not in it. */
-  bequeath(): (BequeathedListener & { readonly fd: number })[] {
-    return [...this.held.values()].map(({ socket, address, known }) => ({ fd: socket.fd, address, known }))
+  /**
+   * What a successor needs to hold the same. Each descriptor once, under whatever keys we hold it: two handles for one
+   * cannot be (EEXIST). A bind that is being proved is not in it.
+   */
+  bequeath(): { readonly listeners: BequeathedListener[]; readonly activated: BequeathedActivated[] } {
+    const bound = [...this.held.values()].filter(({ activated }) => activated === undefined)
+    return {
+      listeners: bound.map(({ socket, address, known }) => ({ fd: socket.fd, address, known })),
+      activated: this.activated.map(({ name, socket, address }) => ({ fd: socket.fd, name, address })),
+    }
   }
 
   /**

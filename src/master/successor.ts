@@ -88,7 +88,7 @@ export class Successor {
   private wake: () => void = () => {}
   private end: string | null = null
 
-  /** @param fds of the listeners, in the order of the bequest */
+  /** @param fds that it gets as 3 and up */
   constructor({ node, args, cwd, env }: Program, fds: readonly number[]) {
     this.shell = spawn(SHELL, ['-c', DOUBLE_FORK, 'sh', node, ...args], {
       cwd,

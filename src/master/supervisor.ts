@@ -50,8 +50,7 @@ import type { GenerationTotals, Verdicts } from './totals.ts'
 import { TicketKeys } from './ticket-keys.ts'
 import { Turns } from './turns.ts'
 import type { Place } from './turns.ts'
-import { FIRST_LISTENER_FD } from './upgrade-wire.ts'
-import type { BequeathedListener } from './upgrade-wire.ts'
+import type { BequeathedKeys, BequeathedListener } from './upgrade-wire.ts'
 import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
 import { heldText, plural, seconds } from './words.ts'
@@ -797,7 +796,8 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     return currentOf(this.state.top)
   }
 
-  private keys(): string[] {
+  /** On which workers listen, or have listened. */
+  keys(): string[] {
     return this.listeners.keys()
   }
 
@@ -842,7 +842,15 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
 
   /** @throws {BindError} a descriptor is not what it is said to be */
   inherit(listeners: readonly BequeathedListener[]): void {
-    for (const [i, listener] of listeners.entries()) this.listeners.inherit(FIRST_LISTENER_FD + i, listener)
+    for (const listener of listeners) this.listeners.inherit(listener)
+  }
+
+  inheritKeys(keys: BequeathedKeys): void {
+    this.ticketKeys.inherit(keys)
+  }
+
+  bequeathKeys(): BequeathedKeys | null {
+    return this.ticketKeys.bequeath()
   }
 
   /** The master before has let go of the listeners. */
@@ -850,11 +858,11 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     this.listeners.own()
   }
 
-  bequeath(): { readonly listeners: ReturnType<Listeners['bequeath']>; readonly heritage: Heritage } {
+  bequeath(): ReturnType<Listeners['bequeath']> & { readonly heritage: Heritage } {
     const { nextGeneration, nextReload, scale, top, generations } = this.state
     const slots = generations.get(currentOf(top) ?? -1)?.slots ?? []
     const wants = slots.map(({ wants }) => [...(wants ?? [])])
-    return { listeners: this.listeners.bequeath(), heritage: { nextGeneration, nextReload, scale, wants } }
+    return { ...this.listeners.bequeath(), heritage: { nextGeneration, nextReload, scale, wants } }
   }
 
   /** A successor serves: every worker drains, as in a stop, but what is held stays open in the other master. */
