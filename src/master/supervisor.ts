@@ -865,11 +865,16 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     return { ...this.listeners.bequeath(), heritage: { nextGeneration, nextReload, scale, wants } }
   }
 
-  /** A successor serves: every worker drains, as in a stop, but what is held stays open in the other master. */
-  handOver(): void {
+  /**
+   * A successor serves: every worker drains, as in a stop, but what is held stays open in the other master. Settles when
+   * none accepts any more.
+   */
+  handOver(): Promise<void> {
     this.handedOver = true
     this.listeners.handOver()
+    const current = this.currentGeneration
     this.leave()
+    return new Promise((resolve) => this.whenWithdrawn(current, resolve))
   }
   private handedOver = false
 

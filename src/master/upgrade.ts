@@ -157,8 +157,9 @@ export class Upgrader implements Face {
         `master ${process.pid} -> ${after.pid} in ${seconds(took())} (usr2 ${before.usr2} -> ${after.usr2}, ` +
         `Node.js ${before.node} -> ${after.node}): generation ${current} -> ${after.generation}`
       log.info({ event: 'upgraded', ...after }, text)
-      attempt.asker?.verdict(this.verdict('promoted', [], took(), text, after.generation))
-      supervisor.handOver()
+      const verdict = this.verdict('promoted', [], took(), text, after.generation)
+      await supervisor.handOver()
+      attempt.asker?.verdict(verdict)
     } catch (error) {
       const { successor } = attempt
       const failure =
