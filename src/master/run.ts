@@ -207,6 +207,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         `a stop takes at most ${seconds(stopBudgetMs(policy))}`,
     )
     if (beginning?.ticketKeys) supervisor.inheritKeys(beginning.ticketKeys)
+    if (beginning) supervisor.inheritVersions(beginning.versions, first.pinned)
     supervisor.start(first.pinned, predecessor?.bequest.heritage)
     takeSignals(face, log, env, file)
     const startWatchdog = (): void => {

@@ -7,6 +7,7 @@
 import type { Config } from '../config.ts'
 import { MAX_DRAIN_MS } from '../protocol.ts'
 import type { FromWorker, Held, KnownListener, Statistics } from '../protocol.ts'
+import { MAX_HISTORY } from '../rollout/rollout.ts'
 import { currentOf, holder, isGoing, parkedOf, roleOf, serves, stateOf } from '../rollout/questions.ts'
 import { initialState } from '../rollout/state.ts'
 import type {
@@ -50,7 +51,7 @@ import type { GenerationTotals, Verdicts } from './totals.ts'
 import { TicketKeys } from './ticket-keys.ts'
 import { Turns } from './turns.ts'
 import type { Place } from './turns.ts'
-import type { BequeathedKeys, BequeathedListener } from './upgrade-wire.ts'
+import type { BequeathedKeys, BequeathedListener, BequeathedVersion } from './upgrade-wire.ts'
 import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
 import { heldText, plural, seconds } from './words.ts'
@@ -859,10 +860,32 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   }
 
   bequeath(): ReturnType<Listeners['bequeath']> & { readonly heritage: Heritage } {
-    const { nextGeneration, nextReload, scale, top, generations } = this.state
+    const { nextGeneration, nextReload, scale, top, generations, history, listened } = this.state
     const slots = generations.get(currentOf(top) ?? -1)?.slots ?? []
     const wants = slots.map(({ wants }) => [...(wants ?? [])])
-    return { ...this.listeners.bequeath(), heritage: { nextGeneration, nextReload, scale, wants } }
+    const earlier = history.map((id) => ({ id, listened: [...(listened.get(id) ?? [])] }))
+    const current = currentOf(top)
+    const itself = current === null ? [] : [{ id: current, listened: [...new Set(wants.flat())] }]
+    const heritage = {
+      ...{ nextGeneration, nextReload, scale, wants },
+      history: [...earlier, ...itself].slice(-MAX_HISTORY),
+    }
+    return { ...this.listeners.bequeath(), heritage }
+  }
+
+  /** Of those that can be booted again. */
+  bequeathVersions(ids: readonly GenerationId[]): BequeathedVersion[] {
+    return ids.flatMap((id) => {
+      const pinned = this.pinned.get(id)
+      if (pinned === undefined) return []
+      const { config: _, identity: __, policy: ___, ...version } = pinned
+      return [{ id, ...version }]
+    })
+  }
+
+  /** They are booted with our settings: those of another usr2 may not be ours. */
+  inheritVersions(versions: readonly BequeathedVersion[], { config, identity, policy }: Pinned): void {
+    for (const { id, ...version } of versions) this.pinned.set(id, { ...version, config, identity, policy })
   }
 
   /**

@@ -20,7 +20,8 @@ import * as v from 'valibot'
 
 import type { Address } from '../address.ts'
 import type { KnownListener } from '../protocol.ts'
-import type { Heritage } from '../rollout/state.ts'
+import type { GenerationId, Heritage } from '../rollout/state.ts'
+import type { Version } from './generation.ts'
 
 /** Raised when a message changes its meaning. A successor that says another one is ended. */
 export const UPGRADE_VERSION = 2
@@ -66,6 +67,12 @@ export interface Bequest {
 
 export type StopHow = 'graceful' | 'now'
 
+/** A version of the app that can be booted again. Its environment may hold secrets. */
+export interface BequeathedVersion extends Version {
+  /** As which it served. */
+  readonly id: GenerationId
+}
+
 /** With which workers seal TLS session tickets (ticket-keys.ts). */
 export interface BequeathedKeys {
   /** Until the next rotation, which no upgrade puts off. */
@@ -95,7 +102,11 @@ export type FromSuccessor =
 
 export type ToSuccessor =
   /** Our hello is accepted: boot the generation. */
-  | { readonly t: 'begin'; readonly ticketKeys: BequeathedKeys | null }
+  | {
+      readonly t: 'begin'
+      readonly ticketKeys: BequeathedKeys | null
+      readonly versions: readonly BequeathedVersion[]
+    }
   /** Before `took-over`: end yourself and your workers. */
   | { readonly t: 'leave'; readonly reason: string }
   /** `directories`: made for the control socket, so to be removed with it. */
@@ -133,6 +144,7 @@ const bequest: v.GenericSchema<unknown, Bequest> = v.object({
   heritage: v.object({
     ...{ nextGeneration: count, nextReload: count, wants: v.array(v.array(text)) },
     scale: v.nullable(v.object({ slots: count, configured: count })),
+    history: v.array(v.object({ id: count, listened: v.array(text) })),
   }),
 })
 
@@ -147,6 +159,11 @@ const fromSuccessor: v.GenericSchema<unknown, FromSuccessor> = v.variant('t', [
   v.object({ t: v.literal('stop'), how }),
 ])
 
+const version: v.GenericSchema<unknown, BequeathedVersion> = v.object({
+  ...{ id: count, entry: text, cwd: text, pwd: text, node: text, nodeVersion: text, version: text },
+  ...{ nodeArgs: v.array(text), args: v.array(text), env: v.record(text, text), fingerprint: text },
+})
+
 const ticketKeys = v.object({
   rotateInMs: count,
   // 48 bytes in base64.
@@ -154,7 +171,7 @@ const ticketKeys = v.object({
 })
 
 const toSuccessor: v.GenericSchema<unknown, ToSuccessor> = v.variant('t', [
-  v.object({ t: v.literal('begin'), ticketKeys: v.nullable(ticketKeys) }),
+  v.object({ t: v.literal('begin'), ticketKeys: v.nullable(ticketKeys), versions: v.array(version) }),
   v.object({ t: v.literal('leave'), reason: text }),
   v.object({ t: v.literal('take-over'), directories: v.array(text) }),
   v.object({ t: v.literal('main') }),

@@ -197,7 +197,8 @@ export class Upgrader implements Face {
       const text = `usr2 ${hello.usr2} speaks version ${hello.protocol} of the upgrade, and this one ${UPGRADE_VERSION}.`
       throw new UpgradeError('rolled-back', [`${text} Restart the service instead.`])
     }
-    successor.send({ t: 'begin', ticketKeys: supervisor.bequeathKeys() })
+    const versions = supervisor.bequeathVersions(heritage.history.map(({ id }) => id))
+    successor.send({ t: 'begin', ticketKeys: supervisor.bequeathKeys(), versions })
     const who = `usr2 ${hello.usr2} on Node.js ${hello.node} (pid ${hello.pid})`
     this.tell(attempt, `${who} starts generation ${heritage.nextGeneration}`)
     const { generation } = await successor.next('ready', hello.startTimeoutMs + READY_MARGIN_MS, signal)

@@ -5,11 +5,12 @@ import t from 'tap'
 import type { Test } from 'tap'
 import type { Traffic } from '../../src/drill/load.ts'
 import type { Status } from '../../src/master/face.ts'
+import { get } from '../helpers/http.ts'
 import { expectNoneFailed, loadUnder, untilServed } from '../helpers/load.ts'
 import { openRaw } from '../helpers/raw-client.ts'
 import { expectNothingLeft } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
-import { CLI, startUsr2, type LogEvent, type Usr2, type Usr2Options } from '../helpers/usr2.ts'
+import { CLI, deploy, startUsr2, type LogEvent, type Usr2, type Usr2Options } from '../helpers/usr2.ts'
 import { until } from '../helpers/wait.ts'
 
 const TRAFFIC: readonly Traffic[] = [
@@ -223,6 +224,39 @@ for (const who of ['the new master', 'the old master']) {
     )
   })
 }
+
+t.test('what can be gone back to: also what served before the upgrade, with its environment', async (t) => {
+  const root = shortTmp(t)
+  const port = await freePort(t)
+  const app = `
+    const version = require('node:fs').readFileSync(__dirname + '/VERSION', 'utf8')
+    require('node:http').createServer((_, res) => res.end(version + process.env.SECRET)).listen(${port}, '127.0.0.1')`
+  const put = (version: string) => {
+    writeFileSync(join(root, '.env'), `SECRET=secret-of-${version}`)
+    return deploy(root, version, { files: { 'app.cjs': app } })
+  }
+  const usr2 = startUsr2(t, { cwd: root, flags: ['--env-file', '.env'], entry: `${put('1')}/app.cjs` })
+  await usr2.ready()
+  const does = async (...[command, ...flags]: [string, ...string[]]) => {
+    const { code, stdout, stderr } = await usr2.cli(command, flags)
+    t.equal(code, 0, `${command}: ${stdout}${stderr}`)
+    return (await get({ port })).body
+  }
+  put('2')
+  t.equal(await does('reload'), '2secret-of-2')
+  put('3')
+  t.equal(await does('upgrade'), '3secret-of-3')
+  const { pid } = await usr2.status()
+  t.notMatch(readFileSync(`/proc/${pid}/environ`, 'latin1'), 'secret', 'no environment has that of an app')
+  t.equal(await does('rollback'), '2secret-of-2')
+  t.equal(await does('upgrade'), '3secret-of-3')
+  t.equal(await does('rollback', '--to', '1'), '1secret-of-1')
+  writeFileSync(join(root, 'releases/2/app.cjs'), 'changed')
+  const { code, stderr } = await usr2.cli('rollback', ['--to', '4'])
+  t.equal(code, 1)
+  t.match(stderr, 'changed in place')
+  await stopAll(t, usr2)
+})
 
 t.test('what only one master can have', async (t) => {
   const metricsPort = await freePort(t)
