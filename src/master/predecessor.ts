@@ -42,6 +42,9 @@ export class Predecessor {
   /** It has said why it failed. */
   private saidFailed = false
   private isMain = false
+  private isDismissed = false
+  private letGo: () => void = () => {}
+  private readonly dismissal = new Promise<void>((resolve) => (this.letGo = resolve))
   private onBegin: (beginning: Beginning) => void = () => {}
   private onDismissed: (error: Error) => void = () => {}
 
@@ -100,6 +103,10 @@ export class Predecessor {
   }
 
   private dismissed(reason: string): void {
+    this.isDismissed = true
+    this.letGo()
+    // Too late for it: what we took we leave to it again.
+    this.tookOver = false
     this.onDismissed(new Error(`This usr2 does not replace the other master: ${reason}`))
     this.hands?.leave(reason)
   }
@@ -136,7 +143,7 @@ export class Predecessor {
     if (!this.tookOver) return
     let timer: NodeJS.Timeout | undefined
     const late = new Promise((resolve) => (timer = setTimeout(resolve, this.bequest.stopBudgetMs)))
-    await Promise.race([this.gone, late])
+    await Promise.race([this.gone, this.dismissal, late])
     clearTimeout(timer)
   }
 
@@ -150,7 +157,7 @@ export class Predecessor {
     }
     switch (message.t) {
       case 'leave':
-        return hands.leave(message.reason)
+        return this.dismissed(message.reason)
       case 'take-over':
         return void this.takeOver(hands, message.directories)
       case 'main':
@@ -166,6 +173,7 @@ export class Predecessor {
   private async takeOver(hands: Hands, directories: readonly string[]): Promise<void> {
     try {
       await hands.takeOver(directories)
+      if (this.isDismissed) return
       this.tookOver = true
       hands.tookOver()
       this.send({ t: 'took-over' })

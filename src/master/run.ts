@@ -151,6 +151,8 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       },
       onGenerationEnded: (generation, text) => face.drained(generation, text),
       ...(predecessor ? { leaderless: predecessor.gone } : {}),
+      // Whatever a successor that failed has left beside our sockets is swept.
+      beforeClose: () => face.settled(),
       // A stop is over when the whole service has stopped.
       beforeEnd: async () => predecessor?.left(),
       onEnd: (status) => end(status),
@@ -221,7 +223,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     predecessor?.attend({
       leave(reason) {
         log.error({ event: 'dismissed', reason }, `leaves: ${reason}`)
-        supervisor.leave()
+        supervisor.giveBack()
       },
       async takeOver(directories) {
         control = await openControl({ ...controlOf(), replaces: { directories } })

@@ -88,7 +88,8 @@ export interface SupervisorParts {
   onGenerationEnded?(generation: GenerationId, text: string): void
   /** Where another master may still have a leader: when that has gone. */
   readonly leaderless?: Promise<void>
-  /** What the end waits for when no worker is left. */
+  /** What waits when no worker is left: before the listeners are closed, and before the end. */
+  beforeClose?(): Promise<void>
   beforeEnd?(): Promise<void>
   /** No worker is left and every listener is closed. */
   onEnd(status: 0 | 1): void
@@ -742,6 +743,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       signalGroup(pid, 'SIGKILL')
     }
     this.ticketKeys.close()
+    await this.parts.beforeClose?.()
     await this.listeners.closeAll()
     await this.parts.beforeEnd?.()
     const text = status === 0 ? 'stopped' : `gave up: ${why.join('; ')}`
@@ -857,6 +859,12 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   /** The master before has let go of the listeners. */
   own(): void {
     this.listeners.own()
+  }
+
+  /** The master before goes on with the listeners: as `leave`, and nothing of them is touched. */
+  giveBack(): void {
+    this.listeners.disown()
+    this.leave()
   }
 
   bequeath(): ReturnType<Listeners['bequeath']> & { readonly heritage: Heritage } {

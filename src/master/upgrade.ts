@@ -29,7 +29,7 @@ const READY_MARGIN_MS = 10_000
 /** Binding a control socket and writing a pid file. */
 const TAKE_OVER_TIMEOUT_MS = 10_000
 /** How long a successor that failed may take to leave before it is killed. */
-const LEAVE_MS = 5_000
+const LEAVE_MS = 3_000
 
 /** After stdin, stdout and stderr. */
 const FIRST_FD = 3
@@ -88,6 +88,7 @@ export class Upgrader implements Face {
   /** It has taken over. */
   private heir: Successor | null = null
   private isStopping = false
+  private isHurried = false
 
   constructor(parts: UpgraderParts) {
     this.parts = parts
@@ -164,7 +165,8 @@ export class Upgrader implements Face {
       const { successor } = attempt
       const failure =
         error instanceof UpgradeError ? error : new UpgradeError('rolled-back', [`${String(error)}.`])
-      const graceMs = this.isStopping ? stopBudgetMs(policyOf(config)) : LEAVE_MS
+      // In a stop as long as it may take: as the main process ends, systemd kills whoever still drains.
+      const graceMs = this.isStopping && !this.isHurried ? stopBudgetMs(policyOf(config)) : LEAVE_MS
       await successor?.dismiss(failure.reasons.join(' '), graceMs)
       if (successor?.pid) this.parts.sweep(successor.pid)
       const why = failure.reasons.join(' ')
@@ -192,13 +194,15 @@ export class Upgrader implements Face {
     this.tell(attempt, `starting usr2 ${version} (this is ${ownVersion()}): ${file}`)
     const successor = new Successor(program, fds)
     attempt.successor = successor
+    // It may have our control socket before we hear of it, and be told there.
+    successor.onStop = (how) => this.stop(how)
     const hello = await successor.next('hello', HELLO_TIMEOUT_MS, signal)
     if (hello.protocol !== UPGRADE_VERSION) {
       const text = `usr2 ${hello.usr2} speaks version ${hello.protocol} of the upgrade, and this one ${UPGRADE_VERSION}.`
       throw new UpgradeError('rolled-back', [`${text} Restart the service instead.`])
     }
     const versions = supervisor.bequeathVersions(heritage.history.map(({ id }) => id))
-    successor.send({ t: 'begin', ticketKeys: supervisor.bequeathKeys(), versions })
+    successor.begin({ ticketKeys: supervisor.bequeathKeys(), versions })
     const who = `usr2 ${hello.usr2} on Node.js ${hello.node} (pid ${hello.pid})`
     this.tell(attempt, `${who} starts generation ${heritage.nextGeneration}`)
     const { generation } = await successor.next('ready', hello.startTimeoutMs + READY_MARGIN_MS, signal)
@@ -334,9 +338,18 @@ export class Upgrader implements Face {
     }
     this.isStopping = true
     this.attempt?.aborting.abort('The master was told to stop.')
+    if (how === 'now') this.hurry()
     predecessor?.stop(how)
     if (predecessor?.tookOver === false && how === 'graceful') return supervisor.leave()
     supervisor.stop(how, done)
+  }
+
+  /** Whoever is being tried or dismissed goes with us. */
+  private hurry(): void {
+    this.isHurried = true
+    const successor = this.attempt?.successor
+    successor?.send({ t: 'stop', how: 'now' })
+    void successor?.dismiss('the master was told to stop now', LEAVE_MS)
   }
 
   get stopping(): boolean {
