@@ -14,8 +14,8 @@ import type { Identity } from './identity.ts'
 import { inspectNode } from './node-binary.ts'
 import { NOTIFY_ENV_KEYS } from './systemd.ts'
 
-export interface Pinned {
-  readonly config: Config
+/** What is run; with which settings is another matter. */
+export interface Version {
   /** Real paths: what `current` led to. */
   readonly entry: string
   readonly cwd: string
@@ -26,12 +26,16 @@ export interface Pinned {
   readonly nodeArgs: readonly string[]
   readonly args: readonly string[]
   readonly env: Readonly<Record<string, string>>
-  /** As whom workers and hooks run; null: as the master. */
-  readonly identity: Identity | null
   /** The package's version, or an empty string. */
   readonly version: string
   /** Changes when the code was changed in place. */
   readonly fingerprint: string
+}
+
+export interface Pinned extends Version {
+  readonly config: Config
+  /** As whom workers and hooks run; null: as the master. */
+  readonly identity: Identity | null
   readonly policy: Policy
 }
 

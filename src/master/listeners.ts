@@ -21,7 +21,7 @@ import { fitting } from './inherited.ts'
 import type { ActivatedSocket } from './inherited.ts'
 import { ownerOf } from './port-owner.ts'
 import { KeptUnixPath } from './unix-path.ts'
-import type { BequeathedListener } from './upgrade-wire.ts'
+import type { BequeathedActivated, BequeathedListener } from './upgrade-wire.ts'
 import type { WorkerHandle } from './worker-handle.ts'
 
 /** How long a worker may take to prove a new bind, or to acknowledge a handle. */
@@ -225,7 +225,9 @@ export class Listeners {
     const restored = (): void =>
       log.warn({ listener: key }, `something removed ${address.path}; brought it back`)
     try {
-      return new KeptUnixPath(address.path, restored)
+      const path = new KeptUnixPath(address.path, restored)
+      this.kept.push(path)
+      return path
     } catch (error) {
       const why = error instanceof Error ? error.message : String(error)
       log.warn(
@@ -329,14 +331,14 @@ export class Listeners {
 
   /**
    * Takes over the descriptor of a listener that another master holds as well. Until {@link own} the path of a unix
-   * socket is that one's to remove.
+   * socket is that one's: we would bring it back when that one removes it.
    *
    * @throws {BindError} it is no such socket
    */
-  inherit(fd: number, { address, known }: BequeathedListener): void {
+  inherit({ fd, address, known }: BequeathedListener): void {
     const socket = adopt(fd, address.kind)
     this.shared = true
-    this.held.set(known.key, { socket, address, known, path: this.keepPath(address, known.key) })
+    this.held.set(known.key, { socket, address, known, path: null })
   }
   /** Another master holds the same sockets. */
   private shared = false
@@ -344,11 +346,28 @@ export class Listeners {
   /** The other master has let go of what it bequeathed. */
   own(): void {
     this.shared = false
+    for (const [key, held] of this.held) {
+      const { address, path, activated } = held
+      if (path === null && !activated) this.held.set(key, { ...held, path: this.keepPath(address, key) })
+    }
   }
 
-  /** What a successor needs to hold the same, in the order of the descriptors. A bind that is being proved is not in it. */
-  bequeath(): (BequeathedListener & { readonly fd: number })[] {
-    return [...this.held.values()].map(({ socket, address, known }) => ({ fd: socket.fd, address, known }))
+  /** The other master goes on after all. */
+  disown(): void {
+    this.shared = true
+    for (const { path } of this.held.values()) path?.abandon()
+  }
+
+  /**
+   * What a successor needs to hold the same. Each descriptor once, under whatever keys we hold it: two handles for one
+   * cannot be (EEXIST). A bind that is being proved is not in it.
+   */
+  bequeath(): { readonly listeners: BequeathedListener[]; readonly activated: BequeathedActivated[] } {
+    const bound = [...this.held.values()].filter(({ activated }) => activated === undefined)
+    return {
+      listeners: bound.map(({ socket, address, known }) => ({ fd: socket.fd, address, known })),
+      activated: this.activated.map(({ name, socket, address }) => ({ fd: socket.fd, name, address })),
+    }
   }
 
   /**
@@ -364,10 +383,11 @@ export class Listeners {
   }
   private readonly handedOver: HeldSocket[] = []
 
-  /** Takes away the spare links of a successor that was killed. */
+  /** Takes away the spare links of a successor that was killed, also of what we have released meanwhile. */
   sweep(pid: number): void {
-    for (const { path } of this.held.values()) path?.sweep(pid)
+    for (const path of this.kept) path.sweep(pid)
   }
+  private readonly kept: KeptUnixPath[] = []
 
   async closeAll(): Promise<void> {
     clearTimeout(this.unclaimedTimer)

@@ -13,7 +13,7 @@ import { hasTerminal, letGoOfTerminal, listenToSignals } from './early-signals.t
 import { pinGeneration, stopBudgetMs } from './generation.ts'
 import type { PinResult } from './generation.ts'
 import { Heartbeat } from './heartbeat.ts'
-import { takeInherited } from './inherited.ts'
+import { takeBequeathed, takeInherited } from './inherited.ts'
 import type { Inherited } from './inherited.ts'
 import { gidOf, mayRead } from './identity.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
@@ -22,6 +22,7 @@ import type { Metrics } from './metrics.ts'
 import { watchOrphans } from './orphans.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
 import { Predecessor } from './predecessor.ts'
+import type { Beginning } from './predecessor.ts'
 import { createLogger, ownVersion } from './report.ts'
 import { makeRuntimeDirectory, sweepRuntimeDirectories } from './runtime-directory.ts'
 import { seconds } from './words.ts'
@@ -63,13 +64,18 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   if (!first.ok || !group.ok) return complain(2, [...reasonsOf(first), ...reasonsOf(group)])
   const place = defaultControlPath(config, env, canWrite)
   if (!place.ok) return complain(1, [place.complaint])
+  let beginning: Beginning | null = null
   if (predecessor) {
     const { name, control } = predecessor.bequest
     if (name !== config.name || control !== place.path) {
       const was = `It was "${name}" at ${control} and would be "${config.name}" at ${place.path}`
       return complain(1, [`${was}: an upgrade changes neither name nor control socket; restart the service.`])
     }
-    predecessor.hello(ownVersion(), first.pinned.policy.startTimeoutMs)
+    try {
+      beginning = await predecessor.hello(ownVersion(), first.pinned.policy.startTimeoutMs)
+    } catch (error) {
+      return complain(1, [error instanceof Error ? error.message : String(error)])
+    }
   }
 
   const opened = openLogFile(config)
@@ -103,7 +109,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
 
   let inherited: Inherited
   try {
-    inherited = takeInherited(env)
+    inherited = predecessor ? takeBequeathed(predecessor.bequest) : takeInherited(env)
   } catch (error) {
     return complain(1, [error instanceof Error ? error.message : String(error)])
   }
@@ -145,6 +151,8 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       },
       onGenerationEnded: (generation, text) => face.drained(generation, text),
       ...(predecessor ? { leaderless: predecessor.gone } : {}),
+      // Whatever a successor that failed has left beside our sockets is swept.
+      beforeClose: () => face.settled(),
       // A stop is over when the whole service has stopped.
       beforeEnd: async () => predecessor?.left(),
       onEnd: (status) => end(status),
@@ -161,6 +169,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     }
     const face = new Upgrader({
       ...{ supervisor, config, log, notifier, predecessor, control: place.path },
+      notifyFd: inherited.notifyFd,
       start: { argv, env: input.env, given: input.cwd, cwd },
       directories: () => control?.directories ?? [],
       giveUp: async () => metrics?.close(),
@@ -199,6 +208,8 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       `usr2 ${ownVersion()} (pid ${process.pid}): ${config.workers} x ${first.pinned.entry}; ` +
         `a stop takes at most ${seconds(stopBudgetMs(policy))}`,
     )
+    if (beginning?.ticketKeys) supervisor.inheritKeys(beginning.ticketKeys)
+    if (beginning) supervisor.inheritVersions(beginning.versions, first.pinned)
     supervisor.start(first.pinned, predecessor?.bequest.heritage)
     takeSignals(face, log, env, file)
     const startWatchdog = (): void => {
@@ -212,7 +223,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     predecessor?.attend({
       leave(reason) {
         log.error({ event: 'dismissed', reason }, `leaves: ${reason}`)
-        supervisor.leave()
+        supervisor.giveBack()
       },
       async takeOver(directories) {
         control = await openControl({ ...controlOf(), replaces: { directories } })

@@ -7,6 +7,7 @@
 import type { Config } from '../config.ts'
 import { MAX_DRAIN_MS } from '../protocol.ts'
 import type { FromWorker, Held, KnownListener, Statistics } from '../protocol.ts'
+import { MAX_HISTORY } from '../rollout/rollout.ts'
 import { currentOf, holder, isGoing, parkedOf, roleOf, serves, stateOf } from '../rollout/questions.ts'
 import { initialState } from '../rollout/state.ts'
 import type {
@@ -50,8 +51,7 @@ import type { GenerationTotals, Verdicts } from './totals.ts'
 import { TicketKeys } from './ticket-keys.ts'
 import { Turns } from './turns.ts'
 import type { Place } from './turns.ts'
-import { FIRST_LISTENER_FD } from './upgrade-wire.ts'
-import type { BequeathedListener } from './upgrade-wire.ts'
+import type { BequeathedKeys, BequeathedListener, BequeathedVersion } from './upgrade-wire.ts'
 import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
 import { heldText, plural, seconds } from './words.ts'
@@ -88,7 +88,8 @@ export interface SupervisorParts {
   onGenerationEnded?(generation: GenerationId, text: string): void
   /** Where another master may still have a leader: when that has gone. */
   readonly leaderless?: Promise<void>
-  /** What the end waits for when no worker is left. */
+  /** What waits when no worker is left: before the listeners are closed, and before the end. */
+  beforeClose?(): Promise<void>
   beforeEnd?(): Promise<void>
   /** No worker is left and every listener is closed. */
   onEnd(status: 0 | 1): void
@@ -755,6 +756,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       signalGroup(pid, 'SIGKILL')
     }
     this.ticketKeys.close()
+    await this.parts.beforeClose?.()
     await this.listeners.closeAll()
     await this.parts.beforeEnd?.()
     const text = status === 0 ? 'stopped' : `gave up: ${why.join('; ')}`
@@ -810,7 +812,8 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     return currentOf(this.state.top)
   }
 
-  private keys(): string[] {
+  /** On which workers listen, or have listened. */
+  keys(): string[] {
     return this.listeners.keys()
   }
 
@@ -855,7 +858,15 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
 
   /** @throws {BindError} a descriptor is not what it is said to be */
   inherit(listeners: readonly BequeathedListener[]): void {
-    for (const [i, listener] of listeners.entries()) this.listeners.inherit(FIRST_LISTENER_FD + i, listener)
+    for (const listener of listeners) this.listeners.inherit(listener)
+  }
+
+  inheritKeys(keys: BequeathedKeys): void {
+    this.ticketKeys.inherit(keys)
+  }
+
+  bequeathKeys(): BequeathedKeys | null {
+    return this.ticketKeys.bequeath()
   }
 
   /** The master before has let go of the listeners. */
@@ -863,18 +874,51 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     this.listeners.own()
   }
 
-  bequeath(): { readonly listeners: ReturnType<Listeners['bequeath']>; readonly heritage: Heritage } {
-    const { nextGeneration, nextReload, scale, top, generations } = this.state
-    const slots = generations.get(currentOf(top) ?? -1)?.slots ?? []
-    const wants = slots.map(({ wants }) => [...(wants ?? [])])
-    return { listeners: this.listeners.bequeath(), heritage: { nextGeneration, nextReload, scale, wants } }
+  /** The master before goes on with the listeners: as `leave`, and nothing of them is touched. */
+  giveBack(): void {
+    this.listeners.disown()
+    this.leave()
   }
 
-  /** A successor serves: every worker drains, as in a stop, but what is held stays open in the other master. */
-  handOver(): void {
+  bequeath(): ReturnType<Listeners['bequeath']> & { readonly heritage: Heritage } {
+    const { nextGeneration, nextReload, scale, top, generations, history, listened } = this.state
+    const slots = generations.get(currentOf(top) ?? -1)?.slots ?? []
+    const wants = slots.map(({ wants }) => [...(wants ?? [])])
+    const earlier = history.map((id) => ({ id, listened: [...(listened.get(id) ?? [])] }))
+    const current = currentOf(top)
+    const itself = current === null ? [] : [{ id: current, listened: [...new Set(wants.flat())] }]
+    const heritage = {
+      ...{ nextGeneration, nextReload, scale, wants },
+      history: [...earlier, ...itself].slice(-MAX_HISTORY),
+    }
+    return { ...this.listeners.bequeath(), heritage }
+  }
+
+  /** Of those that can be booted again. */
+  bequeathVersions(ids: readonly GenerationId[]): BequeathedVersion[] {
+    return ids.flatMap((id) => {
+      const pinned = this.pinned.get(id)
+      if (pinned === undefined) return []
+      const { config: _, identity: __, policy: ___, ...version } = pinned
+      return [{ id, ...version }]
+    })
+  }
+
+  /** They are booted with our settings: those of another usr2 may not be ours. */
+  inheritVersions(versions: readonly BequeathedVersion[], { config, identity, policy }: Pinned): void {
+    for (const { id, ...version } of versions) this.pinned.set(id, { ...version, config, identity, policy })
+  }
+
+  /**
+   * A successor serves: every worker drains, as in a stop, but what is held stays open in the other master. Settles when
+   * none accepts any more.
+   */
+  handOver(): Promise<void> {
     this.handedOver = true
     this.listeners.handOver()
+    const current = this.currentGeneration
     this.leave()
+    return new Promise((resolve) => this.whenWithdrawn(current, resolve))
   }
   private handedOver = false
 

@@ -406,6 +406,8 @@ export interface Heritage {
   /** By slot: what its worker listens on now, and the new one must listen on, too, before it is ready. */
   readonly wants: readonly (readonly ListenerKey[])[]
   readonly scale: State['scale']
+  /** What can be booted again, its current generation the last, and what each listened on. */
+  readonly history: readonly { readonly id: GenerationId; readonly listened: readonly ListenerKey[] }[]
 }
 
 /** What an operator may ask of a rollout that runs, or of the number of slots. */

@@ -241,7 +241,7 @@ export function pointTo(root: string, version: string): string {
 }
 
 /** Every connection and request is in exactly one bucket. */
-function imbalancesOf({ event, generation, ...rest }: LogEvent): string[] {
+export function imbalancesOf({ event, generation, ...rest }: LogEvent): string[] {
   if (event !== 'drained') return []
   const { connections, requests } = rest['ledger'] as Ledger
   const sum = (all: object): number => Object.values(all).reduce((a: number, b: number) => a + b, 0)
