@@ -97,6 +97,7 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
       onMessage(worker, message)
       tell()
     },
+    onBroken: (worker) => worker.signal('SIGKILL'),
     onExit(_, { reason }) {
       hasLeft = true
       ended = reason

@@ -462,6 +462,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       inspectorPort: this.parts.inspectorPort(),
       known: this.listeners.known(),
       onMessage: (worker, message) => this.onMessage(worker, message),
+      onBroken: (worker, reason) => this.onBroken(worker, reason),
       onExit: (worker, exit) => this.onExit(worker, exit),
     })
     this.handles.set(id, handle)
@@ -493,7 +494,8 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     if (this.parts.leaderless) await this.parts.leaderless
     const handle = this.handles.get(id)
     if (handle === undefined || this.state.workers.get(id)?.leadership !== 'leads') return
-    this.log.info({ ...handle.facts, event: 'leads' }, `slot ${handle.slot} leads`)
+    if (handle.mayBeQuoted(this.log))
+      this.log.info({ ...handle.facts, event: 'leads' }, `slot ${handle.slot} leads`)
     handle.send({ t: 'lead' })
   }
 
@@ -511,6 +513,12 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     }
   }
 
+  private onBroken(handle: WorkerHandle, reason: string): void {
+    const text = `slot ${handle.slot} (pid ${handle.pid}) ${reason}`
+    this.log.error({ ...handle.facts, event: 'worker-broke', reason }, text)
+    this.dispatch({ e: 'worker-broke', worker: handle.id, reason })
+  }
+
   private onMessage(handle: WorkerHandle, message: FromWorker): void {
     const worker = handle.id
     switch (message.t) {
@@ -522,6 +530,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         this.extendWhileStarting()
         if (!this.listeners.has(message.key)) {
           // Never let into the machine: it would want it of every successor, and none could ever be ready.
+          if (!handle.mayBeQuoted(this.log)) return
           const text = `slot ${handle.slot} says that it listens on ${message.key}, which this master does not hold`
           return this.log.warn({ ...handle.facts, event: 'claim-refused', listener: message.key }, text)
         }
@@ -572,15 +581,16 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       case 'warmed':
         return this.dispatch({ e: 'warmed', worker, failure: message.failure })
       case 'signalled':
-        this.log.info(
-          { ...handle.facts, event: 'worker-signalled' },
-          `slot ${handle.slot} got ${message.signal}`,
-        )
+        if (handle.mayBeQuoted(this.log)) {
+          const text = `slot ${handle.slot} got ${message.signal}`
+          this.log.info({ ...handle.facts, event: 'worker-signalled' }, text)
+        }
         return this.dispatch({ e: 'replace-asked', worker })
       case 'leadership-asked':
       case 'leadership-ended':
         return this.dispatch({ e: message.t, worker })
       case 'warning':
+        if (!handle.mayBeQuoted(this.log)) return
         return this.log.warn({ ...handle.facts, event: 'worker-warning' }, message.text)
       case 'ticket-keys-asked':
         if (this.listeners.has(message.key)) this.ticketKeys.asked(handle, message.key, message.fingerprint)

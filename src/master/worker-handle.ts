@@ -6,7 +6,7 @@ import { spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
 import type { EventEmitter } from 'node:events'
 import { existsSync } from 'node:fs'
-import { CMD, GUEST_ENV, PROTOCOL_VERSION, fromWorker } from '../protocol.ts'
+import { CMD, GUEST_ENV, PROTOCOL_VERSION } from '../protocol.ts'
 import type {
   Counts,
   Failure,
@@ -23,11 +23,16 @@ import type { Pinned } from './generation.ts'
 import { idsOf } from './identity.ts'
 import { NO_COUNTS, ledgerOf } from './ledger.ts'
 import type { Ledger } from './ledger.ts'
+import { Allowance } from './allowance.ts'
+import { WorkerChannel } from './worker-channel.ts'
+import { fromWorker } from './worker-word.ts'
 
 /** After its exit a worker's last messages may still be in the channel. */
 const LAST_WORDS_MS = 500
 /** An answer that is late is an answer, too: only the master counts. */
 const ASK_TIMEOUT_MS = 60_000
+/** Log lines that a worker has a say in: a flood of warnings must not fill the disk of the log file. */
+const QUOTED = { atOnce: 50, perSecond: 0.2 }
 /** Signals that reach every process of a unit and kill a Node that has not run its first line yet. */
 const STRAY = new Set<NodeJS.Signals>(['SIGUSR2', 'SIGHUP', 'SIGUSR1', 'SIGTERM', 'SIGINT', 'SIGQUIT'])
 
@@ -45,6 +50,8 @@ export interface WorkerParts {
   /** A descriptor of ours for its stdout; default: our own stdout. */
   readonly stdout?: number
   onMessage(worker: WorkerHandle, message: FromWorker): void
+  /** It broke the rules of its channel, which is closed: it cannot be told anything any more. */
+  onBroken?(worker: WorkerHandle, reason: string): void
   onExit(worker: WorkerHandle, exit: WorkerExit): void
 }
 
@@ -75,6 +82,10 @@ export class WorkerHandle {
   saidHello = false
   saidDraining = false
   private readonly parts: WorkerParts
+  private readonly channel: WorkerChannel
+  private readonly quoted = new Allowance(QUOTED, performance.now())
+  private saidMore = false
+  private toldToDrain = false
   private failure: Failure | null = null
   private stderr = ''
   private explanation = ''
@@ -98,6 +109,10 @@ export class WorkerHandle {
         stdio: ['ignore', parts.stdout ?? 'inherit', 'inherit', 'ipc'],
       },
     )
+    this.channel = new WorkerChannel(this.child, (reason) => {
+      this.explain(`it ${reason}`)
+      parts.onBroken?.(this, reason)
+    })
     const child: EventEmitter = this.child
     child.on('internalMessage', (raw: unknown) => this.receive(fromWorker(raw)))
     child.on('message', (message: unknown) => {
@@ -158,8 +173,19 @@ export class WorkerHandle {
   }
 
   send(message: ToWorker): void {
-    // The callback takes the error of a child that has gone; its exit tells.
-    if (this.child.connected) this.child.send({ cmd: CMD, ...message }, () => {})
+    if (message.t === 'drain') this.toldToDrain = true
+    this.channel.send({ cmd: CMD, ...message })
+  }
+
+  /** Whether the log may have one more line at its word. The first one that it may not have says so. */
+  mayBeQuoted(log: { warn(facts: object, text: string): void }): boolean {
+    if (this.quoted.take(1, performance.now())) return true
+    if (!this.saidMore) {
+      const text = `slot ${this.slot} says more than is logged from here on`
+      log.warn({ ...this.facts, event: 'worker-warning' }, text)
+    }
+    this.saidMore = true
+    return false
   }
 
   signal(signal: NodeJS.Signals): void {
@@ -203,6 +229,9 @@ export class WorkerHandle {
   private receive(message: FromWorker | undefined): void {
     if (!message) return
     this.heardAt = performance.now()
+    // Of a drain that nobody asked for it can say nothing: its accounts would be closed before they are.
+    if (!this.toldToDrain && (message.t === 'draining' || message.t === 'drained' || message.t === 'died'))
+      return
     if (message.t === 'draining') {
       // Once: said again and again it would put the end of a stop off for ever.
       if (this.saidDraining) return

@@ -485,6 +485,8 @@ export type Fact =
   | { readonly e: 'drain-began'; readonly worker: WorkerId; readonly timeoutMs: Ms }
   | { readonly e: 'worker-drained'; readonly worker: WorkerId }
   | { readonly e: 'replace-asked'; readonly worker: WorkerId }
+  /** It broke the rules between it and us, and can be told nothing any more. `reason`: the end of "slot 0 …". */
+  | { readonly e: 'worker-broke'; readonly worker: WorkerId; readonly reason: string }
   | { readonly e: 'leadership-asked'; readonly worker: WorkerId }
   /** All its functions for a leader have returned: by themselves, or because it was told to step down. */
   | { readonly e: 'leadership-ended'; readonly worker: WorkerId }
