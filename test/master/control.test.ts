@@ -595,21 +595,50 @@ t.test('hostile clients', async (t) => {
     t.strictSame((await end).drained, DRAINED)
   })
 
-  t.test('too many', async (t) => {
-    const { path } = await serve(t, { connections: 3 })
-    const clients = await Promise.all([raw(t, path), raw(t, path), raw(t, path)])
-    for (const client of clients) {
-      client.socket.write('{"cmd":"hello"}\n')
-      await client.got(1)
+  t.test('too many: who says nothing makes way, and whoever waits for nothing', async (t) => {
+    const { path, face } = await serve(t, { connections: 3, waiting: 2 })
+    const waiting = await raw(t, path)
+    waiting.socket.write('{"cmd":"reload"}\n')
+    await face.called('reload')
+    const [asked, silent] = [await raw(t, path), await raw(t, path)]
+    asked.socket.write('{"cmd":"hello"}\n')
+    await asked.got(1)
+    for (let i = 0; i < 10; i++) await alive(t, path)
+    await silent.closed
+    t.match(silent.replies(), [{ error: /has 3 connections, which is its limit/, busy: true }])
+    t.equal(asked.socket.closed, false, 'who said something goes last')
+    const others = await Promise.all([raw(t, path), raw(t, path), raw(t, path)])
+    await others[0]?.closed
+    for (let i = 0; i < 3; i++) {
+      const other = await raw(t, path)
+      other.socket.write('{"cmd":"hello"}\n')
+      await other.got(1)
     }
-    const over = await raw(t, path)
-    await over.closed
-    t.match(over.replies(), [{ error: /has 3 connections, which is its limit/ }])
-    const refused = await rejection(connectControl(path))
-    t.match(refused.message, /its limit/)
-    clients[0]?.socket.end()
-    await clients[0]?.closed
+    await asked.closed
+    t.match(asked.replies(), [{ hello: {} }, { error: /its limit/, busy: true }])
+    face.reloads[0]?.asker.verdict(PROMOTED)
+    t.match(JSON.parse((await waiting.got(1))[0] ?? ''), { verdict: PROMOTED })
+  })
+
+  t.test('too many that wait: a status still gets in', async (t) => {
+    const { path, face } = await serve(t, { connections: 4, waiting: 3 })
+    const wait = async () => {
+      const client = await raw(t, path)
+      client.socket.write('{"cmd":"reload","wait":"drained"}\n')
+      return client
+    }
+    for (let i = 0; i < 3; i++) await wait()
+    await face.called('reload', 3)
+    const over = await wait()
+    t.match(JSON.parse((await over.got(1))[0] ?? ''), {
+      error: /3 clients wait for a verdict .* Nothing was begun\. SIGUSR2 to the master/,
+    })
+    t.equal(face.reloads.length, 3)
     await alive(t, path)
+    t.equal(await askOrder(await connectControl(path), { k: 'abort' }), null)
+    for (const { asker } of face.reloads) asker.verdict(ROLLED_BACK)
+    await wait()
+    await face.called('reload', 4)
   })
 
   t.test('one that does not read', async (t) => {
@@ -751,6 +780,27 @@ t.test('the wire', async (t) => {
       }),
       { numRuns: 500 },
     )
+  })
+
+  t.test('what is nested deeper than JSON.stringify goes is not quoted', async (t) => {
+    const depth = MAX_REQUEST_BYTES / 2 - 20
+    for (const [open, close, what] of [
+      ['[', ']', /Unknown command a list/],
+      ['{"a":', '1}', /not a JSON object|Unknown command an object|not a line of JSON/],
+    ] as const) {
+      const line = `{"cmd":${open.repeat(depth)}${close.repeat(depth)}}`
+      const parsed = parseRequest(line)
+      t.match('error' in parsed ? parsed.error : '', what)
+    }
+    const deep = '['.repeat(30_000) + ']'.repeat(30_000)
+    for (const wrong of [
+      `{"cmd":"abort","reason":${deep}}`,
+      `{"cmd":"stop","how":${deep}}`,
+      `{"cmd":"rollback","to":${deep}}`,
+      `{"cmd":"order","what":{"k":${deep}}}`,
+      `{"cmd":"order","what":{"k":"scale","to":${deep}}}`,
+    ])
+      t.match(parseRequest(wrong), { error: /a list/ })
   })
 
   t.test('a long unknown command is quoted short', async (t) => {
