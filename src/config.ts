@@ -295,6 +295,20 @@ function strangerTo(path: string, cwd: string): string | null {
 }
 
 /**
+ * Node looks for `--env-file` in all of its command line, also behind the script (20 to 26, measured), and has applied the
+ * file's NODE_OPTIONS to the master before we are loaded: with a `--require` of the app's in it, to a root master.
+ */
+function readByNode(given: Given | undefined, path: string | undefined): readonly string[] {
+  if (given?.where !== flagOf('envFile') || path === undefined) return []
+  const file = paths.readEnvFile(path)
+  if (!file.ok || !file.env['NODE_OPTIONS']) return []
+  return [
+    `--env-file ${path} has NODE_OPTIONS, which are for the workers; but Node.js itself obeys an --env-file of its command ` +
+      `line, in the master. Give the file as "envFile" in the config file, or as ${variableOf('envFile')}.`,
+  ]
+}
+
+/**
  * What others could do by the files that are obeyed. Refused is what lets everybody become root; for the rest a warning:
  * on a laptop, a mounted disk or in a container such rights are often nobody's choice.
  */
@@ -375,7 +389,7 @@ export function loadConfig(input: ConfigInput): ConfigResult {
   if (plan !== undefined) complaints.push(...plan.complaints)
   const envFile = pathOf(givens.envFile)
   const trust = trustOf(file.path, envFile, parsed.success ? parsed.output.user : undefined)
-  complaints.push(...trust.complaints)
+  complaints.push(...trust.complaints, ...readByNode(givens.envFile, envFile))
   if (complaints.length > 0 || !parsed.success || !named.ok || plan === undefined) {
     return { ok: false, complaints }
   }

@@ -685,64 +685,6 @@ t.test('hostile clients', async (t) => {
     await alive(t, path)
     t.strictSame(warnings, [])
   })
-
-  t.test('any bytes at all', async (t) => {
-    const { path, face, warnings } = await serve(t, { farewellMs: 100 })
-    face.onReload = ({ asker }) => asker.verdict(PROMOTED)
-    face.onStop = (done) => done()
-    face.onRollback = ({ asker }) => asker.verdict(ROLLED_BACK)
-    const orders = fc.record(
-      {
-        k: fc.constantFrom('promote', 'pause', 'resume', 'abort', 'scale', 'scale-by', 'x'),
-        full: fc.boolean(),
-        to: fc.integer({ min: -1, max: 2000 }),
-        by: fc.oneof(fc.integer({ min: -2000, max: 2000 }), fc.double()),
-      },
-      { requiredKeys: [] },
-    )
-    const piece = fc.oneof(
-      fc.uint8Array({ maxLength: 200 }).map((bytes) => Buffer.from(bytes)),
-      fc.json().map((text) => Buffer.from(`${text}\n`)),
-      fc
-        .record({
-          cmd: fc.constantFrom('hello', 'status', 'reload', 'rollback', 'abort', 'order', 'stop', 'x'),
-          to: fc.option(fc.oneof(fc.integer(), fc.double(), fc.constant(null)), { nil: undefined }),
-          what: fc.option(orders, { nil: undefined }),
-          drop: fc.option(fc.array(fc.string()), { nil: undefined }),
-          wait: fc.option(fc.constantFrom('promoted', 'drained', 1), { nil: undefined }),
-          how: fc.option(fc.constantFrom('graceful', 'now', null), { nil: undefined }),
-        })
-        .map((request) => Buffer.from(`${JSON.stringify(request)}\n`)),
-      fc.constant(Buffer.from('\n')),
-    )
-    await fc.assert(
-      fc.asyncProperty(fc.array(piece, { maxLength: 12 }), fc.boolean(), async (pieces, gently) => {
-        const client = await raw(t, path)
-        for (const bytes of pieces) client.socket.write(bytes)
-        if (gently) client.socket.end()
-        else client.socket.destroy()
-        await client.closed
-        for (const line of client.lines()) {
-          const reply = parseReply(line)
-          if ('error' in reply) throw new Error(`not a reply: ${line}`)
-        }
-        const connection = await connectControl(path)
-        if ((await askStatus(connection)).pid !== 4242) throw new Error('the server is not well')
-      }),
-      { numRuns: 150 },
-    )
-    t.strictSame(warnings, [])
-    const whole = (n: number) => Number.isSafeInteger(n) && Math.abs(n) <= 1024
-    t.ok(
-      face.orders.every((order) =>
-        order.k === 'scale'
-          ? whole(order.to) && order.to >= 1
-          : order.k !== 'scale-by' || (whole(order.by) && order.by !== 0),
-      ),
-      'no order got through that cannot be obeyed',
-    )
-    t.ok(face.rollbacks.every(({ request: { to } }) => to === null || (Number.isSafeInteger(to) && to > 0)))
-  })
 })
 
 t.test('the wire', async (t) => {
