@@ -25,7 +25,7 @@ import { Predecessor } from './predecessor.ts'
 import type { Beginning } from './predecessor.ts'
 import { createLogger, ownVersion } from './report.ts'
 import { makeRuntimeDirectory, sweepRuntimeDirectories } from './runtime-directory.ts'
-import { seconds } from './words.ts'
+import { printable, seconds } from './words.ts'
 import { checkUnitTimes } from './unit-times.ts'
 import { Supervisor } from './supervisor.ts'
 import { createNotifier } from './systemd.ts'
@@ -44,7 +44,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   // Who asked for an upgrade wants to know why there is none; our stderr may be a journal.
   const complain = (status: 1 | 2, complaints: readonly string[]): number => {
     predecessor?.failed(complaints)
-    for (const complaint of complaints) process.stderr.write(`usr2: ${complaint}\n`)
+    for (const complaint of complaints) process.stderr.write(`usr2: ${printable(complaint)}\n`)
     return status
   }
   try {
@@ -93,6 +93,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     if (fixed.length > 0) {
       log.warn({ keys: fixed }, `changed, but only a restart can change it: ${fixed.join(', ')}`)
     }
+    for (const warning of again.warnings) if (!loaded.warnings.includes(warning)) log.warn({}, warning)
     const pinned = await pinGeneration(again.config, env)
     return pinned.ok ? loadable(pinned) : pinned
   }
@@ -304,7 +305,7 @@ const reasonsOf = (
 ) => (result.ok ? [] : result.reasons)
 
 function complain(status: 1 | 2, complaints: readonly string[]): number {
-  for (const complaint of complaints) process.stderr.write(`usr2: ${complaint}\n`)
+  for (const complaint of complaints) process.stderr.write(`usr2: ${printable(complaint)}\n`)
   return status
 }
 

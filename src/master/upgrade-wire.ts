@@ -161,7 +161,8 @@ const fromSuccessor: v.GenericSchema<unknown, FromSuccessor> = v.variant('t', [
 
 const version: v.GenericSchema<unknown, BequeathedVersion> = v.object({
   ...{ id: count, entry: text, cwd: text, pwd: text, node: text, nodeVersion: text, version: text },
-  ...{ nodeArgs: v.array(text), args: v.array(text), env: v.record(text, text), fingerprint: text },
+  ...{ nodeArgs: v.array(text), args: v.array(text), env: v.record(text, text), nodeOptionsOf: text },
+  fingerprint: text,
 })
 
 const ticketKeys = v.object({

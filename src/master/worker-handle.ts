@@ -273,9 +273,21 @@ export class WorkerHandle {
     this.ended = true
     this.alive = false
     const words = this.failure ? firstFrame(this.failure) : lastLine(this.stderr)
-    const why = [words, this.explanation].filter((text) => text !== '').join('; ')
+    const why = [words, this.explanation, this.neverBegan(how)].filter((text) => text !== '').join('; ')
     const who = this.pid === null ? `slot ${this.slot}` : `slot ${this.slot} (pid ${this.pid})`
     this.parts.onExit(this, { reason: `${who} ${how}${why ? `: ${why}` : ''}`, stillborn })
+  }
+
+  /** Node preloads what NODE_OPTIONS say before our guest: it cannot tell what went wrong there. */
+  private neverBegan(how: string): string {
+    const { env, nodeOptionsOf, nodeArgs } = this.parts.pinned
+    const options = env['NODE_OPTIONS'] ?? ''
+    if (this.saidHello || !how.startsWith('exited') || (options === '' && nodeArgs.length === 0)) return ''
+    const given = [
+      ...(options === '' ? [] : [`NODE_OPTIONS of ${nodeOptionsOf} (${options})`]),
+      ...(nodeArgs.length === 0 ? [] : [`--node-args (${nodeArgs.join(' ')})`]),
+    ]
+    return `it ended before the app was loaded, as wrong ${given.join(' or ')} would have it; its stderr says why`
   }
 }
 
