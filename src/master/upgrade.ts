@@ -164,6 +164,8 @@ export class Upgrader implements Face {
       log.info({ event: 'upgraded', ...after }, text)
       attempt.asker?.verdict(this.verdict('promoted', [], took(), text, after.generation))
       supervisor.handOver()
+      // It ends after this master, unless it dies: the next one must be able to bind while this one drains.
+      void this.heir?.gone.then(() => supervisor.closeHandedOver())
     } catch (error) {
       const { successor } = attempt
       const failure =

@@ -70,6 +70,7 @@ async function startWorker(
     statistics: true,
     inspectorPort: null,
     pwd: process.cwd(),
+    runtime: '/run/usr2',
   }
   const worker = start(t, process.execPath, {
     name: `worker ${slot}`,
