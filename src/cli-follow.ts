@@ -19,6 +19,11 @@ const FAILED = 1
 const MASTER_LOST = 4
 /** 128 + SIGINT, as shells have it. */
 const INTERRUPTED = 130
+/**
+ * 128 + SIGTERM. systemd sends it to `ExecReload=` where the service is stopped during a reload; the unit's
+ * SuccessExitStatus= tells this status from a failure, which would leave a clean stop `failed`.
+ */
+const TERMINATED = 143
 
 /** How long an aborted rollout may take to say so. It ends at once, unless others asked for it too. */
 const ABORT_GRACE_MS = 10_000
@@ -41,6 +46,7 @@ export async function followRollout(following: Following): Promise<number> {
   const { connection, json, timeout, picture, ask, what = 'rollout' } = following
   let verdict: Verdict | null = null
   let detached = false
+  let failed = FAILED
 
   /** Set once the rollout is to end, or the wait for its drain: why, as the end of a sentence. */
   let gaveUp: string | null = null
@@ -59,7 +65,10 @@ export async function followRollout(following: Following): Promise<number> {
     timeout === undefined
       ? null
       : setTimeout(() => giveUp(`--timeout ${timeout} expired`), parseDuration(timeout))
-  const onTerm = () => giveUp('the client that asked for it got SIGTERM')
+  const onTerm = () => {
+    failed = TERMINATED
+    giveUp('the client that asked for it got SIGTERM')
+  }
   const onInt = () => {
     detached = true
     connection.close()
@@ -91,7 +100,7 @@ export async function followRollout(following: Following): Promise<number> {
     if (end.verdict.outcome === 'promoted') return OK
     if (gaveUp !== null && !end.verdict.text.includes(gaveUp))
       fail(`The ${what} was aborted: ${gaveUp}.`, json)
-    return FAILED
+    return failed
   } catch (error) {
     if (!(error instanceof MasterLostError)) throw error
     drawing?.end()
@@ -106,7 +115,7 @@ export async function followRollout(following: Following): Promise<number> {
         ? 'The new generation is promoted, but the old one has not drained yet and goes on'
         : `The ${what} was to be aborted, but the master gave no verdict`
       fail(`${then}: ${gaveUp}. To follow it: ${follow}`, json)
-      return FAILED
+      return failed
     }
     const { name, pid } = connection.hello
     const when = promoted ? 'before the old generation had drained' : 'before the verdict'

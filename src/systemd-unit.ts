@@ -162,6 +162,8 @@ Restart=on-failure
 RestartSec=500ms
 # Exit status 2 is a bad config; trying again does not mend it.
 RestartPreventExitStatus=2
+# A reload that a stop puts an end to; by any other status the stop would count as failed.
+SuccessExitStatus=143
 # A worker killed for memory is the master's to replace, not a reason to stop the others.
 OOMPolicy=continue
 # More connections than that: raise it.

@@ -356,7 +356,7 @@ t.test('usr2 reload', async (t) => {
     await face.called('reload')
     client.child.kill('SIGTERM')
     const { code, stderr } = await client.ended
-    t.equal(code, 1)
+    t.equal(code, 143)
     t.match(stderr, /aborted: the client that asked for it got SIGTERM/)
   })
 

@@ -187,7 +187,7 @@ t.test('a reload whose time is over, or whose client is told to end, is aborted'
   const terminated = ask(t, usr2)
   await terminated.line('starting')
   terminated.kill('SIGTERM')
-  t.same(codeOf(await terminated.exited), 1)
+  t.same(codeOf(await terminated.exited), 143)
   t.match(terminated.stderr.join('\n'), /the client that asked for it got SIGTERM/)
   await serving(1)
 
