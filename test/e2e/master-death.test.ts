@@ -5,16 +5,17 @@
  */
 import dgram from 'node:dgram'
 import { once } from 'node:events'
-import { existsSync, readdirSync } from 'node:fs'
+import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import http2 from 'node:http2'
 import { dirname, join } from 'node:path'
+import { connect } from 'node:tls'
 import t from 'tap'
 import type { Test } from 'tap'
 import { WebSocket } from 'ws'
 import { get, getJson } from '../helpers/http.ts'
 import { loadUnder, untilServed } from '../helpers/load.ts'
 import { hasToken, processesWithToken } from '../helpers/processes.ts'
-import { openRaw } from '../helpers/raw-client.ts'
+import { openRaw, request } from '../helpers/raw-client.ts'
 import { expectNothingLeft, start, type TestProcess } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
 import { CLI, fixture, type LogEvent, startUsr2, type Usr2, type Usr2Options } from '../helpers/usr2.ts'
@@ -39,9 +40,9 @@ interface App {
 async function startApp(t: Test, { flags = [], env = {}, ...options }: Usr2Options = {}): Promise<App> {
   const port = await freePort(t)
   const all = { PORT: String(port), ...env } as Record<string, string>
-  const cwd = options.cwd ?? join(shortTmp(t), 'app')
-  const usr2 = startUsr2(t, { fixture: 'busy-app.cjs', flags, env: all, cwd, ...options })
-  return { usr2, port, args: [...flags, fixture('busy-app.cjs')], env: all }
+  const { cwd = join(shortTmp(t), 'app'), entry = fixture('busy-app.cjs') } = options
+  const usr2 = startUsr2(t, { ...options, cwd, entry, flags, env: all })
+  return { usr2, port, args: [...flags, entry], env: all }
 }
 
 /** SIGKILL, and it runs no more. */
@@ -213,44 +214,53 @@ t.test('while the first generation starts, with a worker that is blocked in its 
   }
 })
 
+interface Phase {
+  readonly flags: readonly string[]
+  readonly env?: Record<string, string>
+  readonly reach: (app: App) => Promise<unknown>
+}
+
 t.test('in the midst of a reload', async (t) => {
-  const phases: Record<string, { readonly flags: string[]; readonly reach: (app: App) => Promise<unknown> }> =
-    {
-      'the candidate boots': {
-        flags: [],
-        reach: (app) => app.usr2.event('candidate'),
+  const phases: Record<string, Phase> = {
+    'the candidate boots': {
+      flags: [],
+      env: { LATER_BOOT_MS: '60000' },
+      async reach(app) {
+        const isBooting = async () => (await workersOf(app)).length === 4
+        await until(isBooting, { timeoutMs: WAIT_MS, what: 'the candidate', logs: () => app.usr2.logs() })
       },
-      'both generations serve': {
-        flags: ['--steps', '50% promote, 100%'],
-        reach: (app) => app.usr2.event('holding'),
+    },
+    'both generations serve': {
+      flags: ['--steps', '50% promote, 100%'],
+      reach: (app) => app.usr2.event('holding'),
+    },
+    'the old one drains': {
+      flags: [],
+      async reach(app) {
+        await app.usr2.event('promoted')
+        await until(async () => (await app.usr2.status()).generations.length === 2, {
+          timeoutMs: WAIT_MS,
+          what: 'a generation that drains',
+        })
       },
-      'the old one drains': {
-        flags: [],
-        async reach(app) {
-          await app.usr2.event('promoted')
-          await until(async () => (await app.usr2.status()).generations.length === 2, {
-            timeoutMs: WAIT_MS,
-            what: 'a generation that drains',
-          })
-        },
+    },
+    'the old one is parked': {
+      flags: ['--park-for', '5m'],
+      async reach(app) {
+        await app.usr2.event('promoted')
+        const isParked = async () =>
+          (await app.usr2.status()).generations.some(({ role }) => role === 'parked')
+        await until(isParked, {
+          timeoutMs: WAIT_MS,
+          what: 'a parked generation',
+          logs: () => app.usr2.logs(),
+        })
       },
-      'the old one is parked': {
-        flags: ['--park-for', '5m'],
-        async reach(app) {
-          await app.usr2.event('promoted')
-          const isParked = async () =>
-            (await app.usr2.status()).generations.some(({ role }) => role === 'parked')
-          await until(isParked, {
-            timeoutMs: WAIT_MS,
-            what: 'a parked generation',
-            logs: () => app.usr2.logs(),
-          })
-        },
-      },
-    }
-  for (const [phase, { flags, reach }] of Object.entries(phases)) {
+    },
+  }
+  for (const [phase, { flags, env = {}, reach }] of Object.entries(phases)) {
     await t.test(phase, async (t) => {
-      const app = await startApp(t, { flags: ['--workers', '2', '--drain-timeout', '10s', ...flags] })
+      const app = await startApp(t, { flags: ['--workers', '2', '--drain-timeout', '10s', ...flags], env })
       await app.usr2.ready()
       const slow = await openRaw(t, { port: app.port })
       slow.get('/slow?ms=3000')
@@ -288,16 +298,13 @@ t.test('in the midst of an upgrade', async (t) => {
   }
 
   await t.test('the old one, before the new one has taken over', async (t) => {
-    const root = join(shortTmp(t), 'slow')
-    const { app, slow } = await begin(t, { FILE: root })
-    // The candidate of the new master finds its own boot slow.
+    const { app, slow } = await begin(t, { LATER_BOOT_MS: '60000' })
     const upgrading = app.usr2.cli('upgrade')
-    const pid = await newMaster(app)
+    await newMaster(app)
+    for (const slot of [0, 1]) await app.usr2.process.line(new RegExp(`^booting \\d+ ${slot}$`), { from: 5 })
     await killMaster(app)
-    t.match(await upgrading, { code: /^(4|0)$/ })
+    t.equal((await upgrading).code, 4, 'whoever asked for it is told that the master was lost')
     t.match(await slow.response(), { status: 200, body: 'slow but whole' })
-    const isOver = () => !hasToken(pid, app.usr2.process.token) || existsSync(app.usr2.control)
-    await until(isOver, { timeoutMs: WAIT_MS, what: 'one outcome', logs: () => app.usr2.logs() })
     await untilGone(app)
     const next = new Next(t, app)
     await next.event('ready')
@@ -338,7 +345,7 @@ t.test('in the midst of an upgrade', async (t) => {
   })
 
   await t.test('the new one, as its generation starts', async (t) => {
-    const { app, slow } = await begin(t)
+    const { app, slow } = await begin(t, { LATER_BOOT_MS: '60000' })
     const upgrading = app.usr2.cli('upgrade')
     process.kill(await newMaster(app), 'SIGKILL')
     t.match(await upgrading, { code: 1, stderr: /ended without a word/ })
@@ -365,14 +372,11 @@ t.test('in the midst of an upgrade', async (t) => {
   })
 })
 
-t.test('while a hook runs: it goes on to its end, and the next master starts beside it', async (t) => {
+t.test('while a hook runs: it goes on until it writes, and the next master starts beside it', async (t) => {
+  const beforePromote = 'echo > begun; sleep 2; echo > done; echo nobody reads this; echo > never'
   const app = await startApp(t, {
     flags: ['--config', 'usr2.json'],
-    files: {
-      'usr2.json': JSON.stringify({
-        hooks: { beforePromote: 'echo begun > begun; sleep 2; echo done > done' },
-      }),
-    },
+    files: { 'usr2.json': JSON.stringify({ hooks: { beforePromote } }) },
   })
   await app.usr2.ready()
   const has = (name: string) => existsSync(join(app.usr2.cwd, name))
@@ -383,8 +387,46 @@ t.test('while a hook runs: it goes on to its end, and the next master starts bes
   await next.event('ready')
   await until(() => has('done'), { timeoutMs: WAIT_MS, what: 'the end of the hook' })
   await untilGone(app)
+  t.notOk(has('never'), 'with its reader the pipe has gone: SIGPIPE')
   await next.stop(app)
 })
+
+t.test(
+  'TLS: what is in flight is answered, and a ticket of the killed one costs a full handshake',
+  async (t) => {
+    const app = await startApp(t, {
+      entry: 'tls-app.cjs',
+      files: { 'tls-app.cjs': readFileSync(fixture('tls-app.cjs'), 'utf8'), 'tls.json': '{}' },
+      env: { CERTIFICATES: fixture('tls') },
+    })
+    await app.usr2.ready()
+    const visit = (session?: Buffer) =>
+      new Promise<{ readonly resumed: boolean; readonly ticket: Buffer }>((resolve, reject) => {
+        const given = { ...(session && { session }) }
+        const socket = connect({ port: app.port, host: '127.0.0.1', rejectUnauthorized: false, ...given })
+        let ticket: Buffer | undefined
+        socket.on('session', (fresh: Buffer) => (ticket = fresh))
+        socket.on('error', reject)
+        socket.on('end', () => ticket && resolve({ resumed: socket.isSessionReused(), ticket }))
+        socket.write(request('GET', '/', 'Connection: close'))
+        socket.resume()
+      })
+    const { ticket } = await visit()
+    t.ok((await visit(ticket)).resumed)
+    const slow = await openRaw(t, { port: app.port, tls: true })
+    slow.get('/later?ms=1500')
+    const isInFlight = async () =>
+      (await app.usr2.status()).generations[0]?.workers.some(({ active }) => active > 0)
+    await until(isInFlight, { timeoutMs: WAIT_MS, what: 'a request in flight' })
+    await killMaster(app)
+    const next = new Next(t, app)
+    await next.event('ready')
+    t.equal((await slow.response()).status, 200)
+    t.notOk((await visit(ticket)).resumed, 'the keys went with their master')
+    await untilGone(app)
+    await next.stop(app)
+  },
+)
 
 t.test('a worker that is blocked at that moment keeps the address for killTimeout at most', async (t) => {
   const app = await startApp(t, { flags: ['--kill-timeout', '1s', '--drain-timeout', '5s'] })
