@@ -75,6 +75,8 @@ export interface GuestConfig {
   readonly inspectorPort: number | null
   /** The user's own `$PWD`, not resolved: `./app.sock` is one listener across releases. */
   readonly pwd: string
+  /** Of its master. Not for the guest: by it the next master finds a worker that outlived its own. */
+  readonly runtime: string
 }
 
 /** Why an address could not be had, with what Node's error needs. */

@@ -40,6 +40,8 @@ export interface ListenersParts {
   readonly log: { info(facts: object, text: string): void; warn(facts: object, text: string): void }
   /** A listener is held since; workers are told so that they may claim it without asking. */
   onHeld(listener: KnownListener): void
+  /** A worker of a killed master may have an address that is in use: whether it is worth another try. */
+  makeWay?(address: Address): Promise<boolean>
 }
 
 interface Held {
@@ -208,7 +210,9 @@ export class Listeners {
         const why = error instanceof Error ? error.message : String(error)
         return refuse({ code: 'EINVAL', errno: -22, syscall }, `could not bind ${key}: ${why}`)
       }
-      const owner = error.code === 'EADDRINUSE' ? ownerOf(address) : null
+      const isInUse = error.code === 'EADDRINUSE'
+      if (isInUse && (await this.parts.makeWay?.(address))) return this.claim(worker, id, address)
+      const owner = isInUse ? ownerOf(address) : null
       const { code, errno } = error
       refuse({ code, errno, syscall }, `could not bind ${key}: ${hintFor(code, owner, error.message)}`)
     }
@@ -383,6 +387,11 @@ export class Listeners {
   }
   private readonly handedOver: HeldSocket[] = []
 
+  /** That master has died: nobody accepts on them any more, and clients that wait in their queues would wait for nothing. */
+  closeHandedOver(): void {
+    for (const socket of this.handedOver.splice(0)) void this.close({ socket, path: null })
+  }
+
   /** Takes away the spare links of a successor that was killed, also of what we have released meanwhile. */
   sweep(pid: number): void {
     for (const path of this.kept) path.sweep(pid)
@@ -397,7 +406,7 @@ export class Listeners {
     await Promise.all(all.map((held) => this.close(held)))
   }
 
-  private async close({ socket, path }: Held): Promise<void> {
+  private async close({ socket, path }: Pick<Held, 'socket' | 'path'>): Promise<void> {
     if (this.shared) path?.abandon()
     else path?.remove()
     // A send that was given up may still have the handle in Node's queue: its owner refuses to be closed then.

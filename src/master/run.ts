@@ -28,6 +28,7 @@ import { makeRuntimeDirectory, sweepRuntimeDirectories } from './runtime-directo
 import { printable, seconds } from './words.ts'
 import { checkUnitTimes } from './unit-times.ts'
 import { Supervisor } from './supervisor.ts'
+import { Survivors } from './survivors.ts'
 import { createNotifier } from './systemd.ts'
 import { Upgrader } from './upgrade.ts'
 
@@ -131,6 +132,11 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   const forgetOrphans = process.pid === 1 ? watchOrphans({ log }) : () => {}
   let end: (status: number) => void = () => {}
   const ended = new Promise<number>((resolve) => (end = resolve))
+  const { killTimeoutMs } = first.pinned.policy
+  const survivors = new Survivors({
+    ...{ log, control: place.path, name: config.name, killTimeoutMs },
+    stopBudgetMs: stopBudgetMs(first.pinned.policy),
+  })
   try {
     const supervisor = new Supervisor({
       config,
@@ -151,11 +157,19 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         supervisor.leave()
       },
       onGenerationEnded: (generation, text) => face.drained(generation, text),
-      ...(predecessor ? { leaderless: predecessor.gone } : {}),
+      async leaderless() {
+        await predecessor?.gone
+        await survivors.gone
+      },
+      makeWay: (address) => survivors.makeWay(address),
       // Whatever a successor that failed has left beside our sockets is swept.
       beforeClose: () => face.settled(),
       // A stop is over when the whole service has stopped.
-      beforeEnd: async () => predecessor?.left(),
+      async beforeEnd(status) {
+        await predecessor?.left()
+        if (status === 0) await survivors.gone
+      },
+      onStopNow: () => survivors.kill(),
       onEnd: (status) => end(status),
       inspectorPort: () => stacks?.port ?? null,
       async lookInto(pid) {
@@ -167,6 +181,10 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     })
     const openMetricsFor = async (): Promise<void> => {
       if (config.metrics !== null) metrics = await openMetricsOf(supervisor, config.metrics, log)
+    }
+    const sweep = (pid: number): void => {
+      supervisor.sweep(pid)
+      sweepRuntimeDirectories(place.path, config.name, pid)
     }
     const face = new Upgrader({
       ...{ supervisor, config, log, notifier, predecessor, control: place.path },
@@ -184,10 +202,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         writePid(config, log)
         await openMetricsFor()
       },
-      sweep(pid) {
-        supervisor.sweep(pid)
-        sweepRuntimeDirectories(place.path, config.name, pid)
-      },
+      sweep,
     })
     const controlOf = () => ({
       ...{ path: place.path, mode: config.controlMode, gid: group.gid, shared: isShared(config), face, log },
@@ -195,6 +210,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     // The socket is what tells a second master of the same name, so it comes before anything is started.
     if (predecessor === null) control = await openControl(controlOf())
     else supervisor.inherit(predecessor.bequest.listeners)
+    if (predecessor === null) survivors.look()
     upgrader = face
     const loading = await loadable(first)
     if (!loading.ok) return complain(1, loading.reasons)
@@ -211,6 +227,13 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     )
     if (beginning?.ticketKeys) supervisor.inheritKeys(beginning.ticketKeys)
     if (beginning) supervisor.inheritVersions(beginning.versions, first.pinned)
+    void predecessor?.gone.then(() => {
+      const { pid } = predecessor.bequest
+      if (!predecessor.tookOver) return
+      // It may have been killed.
+      survivors.look(pid)
+      sweep(pid)
+    })
     supervisor.start(first.pinned, predecessor?.bequest.heritage)
     takeSignals(face, log, env, file)
     const startWatchdog = (): void => {

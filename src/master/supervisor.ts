@@ -5,6 +5,7 @@
  * there. This file decides nothing: where it seems to choose, it looks up who holds what.
  */
 import type { Config } from '../config.ts'
+import type { Address } from '../address.ts'
 import { MAX_DRAIN_MS } from '../protocol.ts'
 import type { FromWorker, Held, KnownListener, Statistics } from '../protocol.ts'
 import { MAX_HISTORY } from '../rollout/rollout.ts'
@@ -86,11 +87,15 @@ export interface SupervisorParts {
   onTrouble?(reason: string): void
   /** Its last worker has gone. */
   onGenerationEnded?(generation: GenerationId, text: string): void
-  /** Where another master may still have a leader: when that has gone. */
-  readonly leaderless?: Promise<void>
+  /** When no worker of another master can lead any more. */
+  readonly leaderless?: () => Promise<void>
+  /** A worker of a killed master may have an address that is in use: whether it is worth another try. */
+  makeWay?(address: Address): Promise<boolean>
   /** What waits when no worker is left: before the listeners are closed, and before the end. */
   beforeClose?(): Promise<void>
-  beforeEnd?(): Promise<void>
+  beforeEnd?(status: 0 | 1): Promise<void>
+  /** A stop is to take no more time. */
+  onStopNow?(): void
   /** No worker is left and every listener is closed. */
   onEnd(status: 0 | 1): void
   /** Where the inspector of a blocked worker would listen; null: it never does. */
@@ -149,7 +154,10 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     this.parts = parts
     this.log = parts.log
     const { log, activated } = parts
-    this.listeners = new Listeners({ log, activated, onHeld: (known) => this.tellHeld(known) })
+    this.listeners = new Listeners({
+      ...{ log, activated, onHeld: (known) => this.tellHeld(known) },
+      makeWay: async (address) => (await parts.makeWay?.(address)) ?? false,
+    })
     this.announcer = new Announcer({
       ...{ log: parts.log, notifier: parts.notifier, handles: this.handles, pinned: this.pinned },
       state: () => this.state,
@@ -491,7 +499,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
 
   private async lead(id: WorkerId): Promise<void> {
     // Two leaders at a time is what an app uses us to avoid.
-    if (this.parts.leaderless) await this.parts.leaderless
+    await this.parts.leaderless?.()
     const handle = this.handles.get(id)
     if (handle === undefined || this.state.workers.get(id)?.leadership !== 'leads') return
     if (handle.mayBeQuoted(this.log))
@@ -768,7 +776,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     this.ticketKeys.close()
     await this.parts.beforeClose?.()
     await this.listeners.closeAll()
-    await this.parts.beforeEnd?.()
+    await this.parts.beforeEnd?.(status)
     const text = status === 0 ? 'stopped' : `gave up: ${why.join('; ')}`
     if (this.handedOver) this.log.info({ event: 'left' }, 'the last worker of this master has left')
     else this.log[status === 0 ? 'info' : 'error']({ event: 'stopped', status, reasons: why }, text)
@@ -932,6 +940,11 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   }
   private handedOver = false
 
+  /** The successor has died. */
+  closeHandedOver(): void {
+    this.listeners.closeHandedOver()
+  }
+
   /** A stop of this master alone: another one serves on, so the hook that takes the host out of service does not run. */
   leave(): void {
     this.dispatch({ e: 'stop-asked', how: 'replaced' })
@@ -980,6 +993,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
 
   stop(how: 'graceful' | 'now', done: () => void = () => {}): void {
     this.stopped.push(done)
+    if (how === 'now') this.parts.onStopNow?.()
     this.dispatch({ e: 'stop-asked', how })
   }
 

@@ -159,7 +159,10 @@ export class Upgrader implements Face {
         `Node.js ${before.node} -> ${after.node}): generation ${current} -> ${after.generation}`
       log.info({ event: 'upgraded', ...after }, text)
       const verdict = this.verdict('promoted', [], took(), text, after.generation)
-      await supervisor.handOver()
+      const handedOver = supervisor.handOver()
+      // It ends after this master, unless it dies: the next one must be able to bind while this one drains.
+      void this.heir?.gone.then(() => supervisor.closeHandedOver())
+      await handedOver
       attempt.asker?.verdict(verdict)
     } catch (error) {
       const { successor } = attempt

@@ -6,6 +6,7 @@ import { spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
 import type { EventEmitter } from 'node:events'
 import { existsSync } from 'node:fs'
+import { dirname } from 'node:path'
 import { CMD, GUEST_ENV, PROTOCOL_VERSION } from '../protocol.ts'
 import type {
   Counts,
@@ -213,6 +214,7 @@ export class WorkerHandle {
       statistics: pinned.config.statistics,
       inspectorPort: this.parts.inspectorPort ?? null,
       pwd: pinned.pwd,
+      runtime: dirname(this.parts.preload),
     }
     return {
       NODE_APP_INSTANCE: String(slot),

@@ -54,6 +54,7 @@ async function startWorker(t: Test, env: Readonly<Record<string, string>> = {}):
     statistics: true,
     inspectorPort: null,
     pwd: process.cwd(),
+    runtime: '/run/usr2',
   }
   const worker = start(t, process.execPath, {
     name: 'a worker',

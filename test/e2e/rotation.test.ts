@@ -71,6 +71,7 @@ async function startWorker(
     statistics: true,
     inspectorPort: null,
     pwd: process.cwd(),
+    runtime: '/run/usr2',
   }
   const worker = start(t, process.execPath, {
     name: `worker ${slot}`,
