@@ -153,7 +153,10 @@ t.test('the notify descriptor goes along, and the watchdog is fed throughout', a
     ...app,
     args: [JSON.stringify([port, '127.0.0.1'])],
     flags: ['--workers', '2'],
-    passed: [{ name: 'notify', fd: 'pipe' }],
+    passed: [
+      { name: 'notify', fd: 'pipe' },
+      { name: 'web', fd: held(t, { kind: 'tcp', host: '127.0.0.1', port }).fd },
+    ],
     // No program systemd-notify could be found: it is not asked for.
     env: { NOTIFY_SOCKET: '/nowhere', WATCHDOG_USEC: String(watchdogMs * 1000), WATCHDOG_PID: undefined },
   })
@@ -200,6 +203,11 @@ t.test('the notify descriptor goes along, and the watchdog is fed throughout', a
   t.ok(
     gaps.every((gap) => gap < watchdogMs),
     `no gap above ${watchdogMs} ms: ${Math.round(Math.max(...gaps))}`,
+  )
+  t.same(
+    usr2.events().filter(({ event }) => event === 'unclaimed'),
+    [],
+    'no old master says that nobody listens any more',
   )
   const from = said.length
   await stopped(t, usr2, [])

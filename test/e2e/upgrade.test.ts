@@ -1,5 +1,5 @@
 /** The master itself replaced (docs/upgrade.md): under load, with nothing lost, and nothing changed where it fails. */
-import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import type { Status } from '../../src/master/face.ts'
@@ -8,7 +8,7 @@ import { expectNoneFailed, loadUnder, untilServed } from '../helpers/load.ts'
 import { openRaw } from '../helpers/raw-client.ts'
 import { expectNothingLeft } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
-import { APP, TRAFFIC, hello, startBoth, stopAll } from '../helpers/upgrades.ts'
+import { APP, TRAFFIC, copyOfUsr2, hello, startBoth, stopAll } from '../helpers/upgrades.ts'
 import { deploy, startUsr2, type Usr2 } from '../helpers/usr2.ts'
 import { until } from '../helpers/wait.ts'
 
@@ -67,6 +67,25 @@ t.test('twice in a row, under load, over TCP and a unix socket', async (t) => {
   )
 })
 
+const isRoot = process.getuid?.() === 0
+t.test('of a user who may nothing', { skip: !isRoot && 'only root may become another' }, async (t) => {
+  const ids = { uid: 65534, gid: 65534 }
+  // The checkout may be closed to others.
+  const { cli } = copyOfUsr2(t)
+  const { usr2, port, path } = await startBoth(t, { ids, cli })
+  const load = await loadUnder(t, { target: { port }, traffic: TRAFFIC, versionOf: 'generation' })
+  await untilServed(load, '1')
+  for (const generation of [2, 3]) {
+    const { code, stdout, stderr } = await usr2.cli('upgrade')
+    t.equal(code, 0, `${stdout}${stderr}`)
+    await untilServed(load, String(generation))
+    t.equal(statSync(`/proc/${(await usr2.status()).pid}`).uid, ids.uid)
+  }
+  expectNoneFailed(t, await load.stop())
+  await stopAll(t, usr2)
+  t.notOk(existsSync(path))
+})
+
 t.test('to another Node.js', async (t) => {
   const node = process.env['OTHER_NODE']
   if (!node) {
@@ -86,7 +105,15 @@ t.test('to another Node.js', async (t) => {
 
 t.test('one operation at a time', async (t) => {
   const { usr2 } = await startBoth(t, { env: { BOOT_MS: '0' } })
-  writeFileSync(join(usr2.cwd, 'app.cjs'), `setTimeout(() => {${APP}}, 1500)`)
+  // It listens when there is a file `go`.
+  const gated = `
+    const at = setInterval(() => {
+      if (!require('node:fs').existsSync(__dirname + '/go')) return
+      clearInterval(at)
+      ${APP}
+    }, 20)`
+  const go = join(usr2.cwd, 'go')
+  writeFileSync(join(usr2.cwd, 'app.cjs'), gated)
   const upgrading = usr2.cli('upgrade')
   await hello(usr2)
   for (const command of ['reload', 'rollback', 'upgrade']) {
@@ -94,14 +121,16 @@ t.test('one operation at a time', async (t) => {
     t.equal(code, 1)
     t.match(stderr, 'The master is being upgraded')
   }
+  writeFileSync(go, '')
   t.equal((await upgrading).code, 0)
-  writeFileSync(join(usr2.cwd, 'app.cjs'), `setTimeout(() => {${APP}}, 1500)\n`)
+  rmSync(go)
   const reloading = usr2.reload()
   const began = () => usr2.events().some(({ event }) => event === 'candidate')
   await until(began, { timeoutMs: 10_000, what: 'a reload', logs: () => usr2.logs() })
   const { code, stderr } = await usr2.cli('upgrade')
   t.equal(code, 1)
   t.match(stderr, 'has a rollout under way')
+  writeFileSync(go, '')
   t.equal((await reloading).code, 0)
   await stopAll(t, usr2)
 })
