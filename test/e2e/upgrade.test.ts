@@ -9,7 +9,7 @@ import { openRaw } from '../helpers/raw-client.ts'
 import { expectNothingLeft } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
 import { APP, TRAFFIC, copyOfUsr2, hello, startBoth, stopAll } from '../helpers/upgrades.ts'
-import { deploy, startUsr2, type Usr2 } from '../helpers/usr2.ts'
+import { deploy, startUsr2, type LogEvent, type Usr2 } from '../helpers/usr2.ts'
 import { until } from '../helpers/wait.ts'
 
 t.test('twice in a row, under load, over TCP and a unix socket', async (t) => {
@@ -139,7 +139,7 @@ for (const who of ['the new master', 'the old master']) {
   t.test(`a stop of ${who} while the old one drains`, async (t) => {
     const { usr2, port } = await startBoth(t)
     const slow = await openRaw(t, { port })
-    slow.get('/slow?ms=5000', 'Connection: close')
+    slow.send('POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\nab')
     await until(async () => (await usr2.status()).generations[0]?.workers.some(({ active }) => active > 0), {
       timeoutMs: 10_000,
       what: 'a request in flight',
@@ -147,6 +147,13 @@ for (const who of ['the new master', 'the old master']) {
     t.equal((await usr2.cli('upgrade')).code, 0)
     const { pid } = await usr2.status()
     process.kill(who === 'the new master' ? pid : usr2.pid, 'SIGTERM')
+    const isTold = ({ event }: LogEvent) => event === 'signal'
+    await until(() => usr2.events().some(isTold), {
+      timeoutMs: 10_000,
+      what: 'the signal',
+      logs: () => usr2.logs(),
+    })
+    slow.send('cd')
     t.equal((await slow.response()).status, 200, 'what was in flight is answered')
     await expectNothingLeft(t, usr2.process, 10_000)
     t.notOk(existsSync(usr2.control))
