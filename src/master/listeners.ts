@@ -379,6 +379,8 @@ export class Listeners {
    * closes it, and the path is the successor's now (FACTS M4). The descriptors go with this process.
    */
   handOver(): void {
+    // It is the successor's to say now: here nothing is claimed any more.
+    clearTimeout(this.unclaimedTimer)
     for (const { socket, path } of this.held.values()) {
       path?.abandon()
       this.handedOver.push(socket)

@@ -23,6 +23,7 @@ import type { Test } from 'tap'
 import type { RemoteLoad } from '../../src/drill/start-load.ts'
 import { getJson } from '../helpers/http.ts'
 import { expectNoneFailed, loadUnder, untilServed } from '../helpers/load.ts'
+import { openRaw, type RawClient } from '../helpers/raw-client.ts'
 import { expectNothingLeft } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
 import { fixture, imbalancesOf, startUsr2, type Usr2 } from '../helpers/usr2.ts'
@@ -115,18 +116,17 @@ t.test('sockets, twice in a row under load: nothing failed, and they stay the ma
   const before = await listenersOf(usr2)
   t.ok(before.includes(`tcp:[::]:${ports.lent}`), 'one socket is held under two keys')
   const backlog = backlogOf(ports.web)
+  const somaxconn = Number(readFileSync('/proc/sys/net/core/somaxconn', 'utf8'))
+  if (backlog !== null) t.equal(backlog, somaxconn)
+  // Half a request, which the old master of the second upgrade has to wait for.
+  let half: RawClient | undefined
   const pids = [usr2.pid]
   for (const generation of [2, 3]) {
+    if (generation === 3) half = (await openRaw(t, { port: ports.own })).send('GET / HTTP/1.1\r\nHost: x\r\n')
     await upgrade(t, usr2)
     await answers(generation)
     const { pid } = await usr2.status()
     t.same(await listenersOf(usr2), before, 'the same listeners')
-    await until(() => usr2.events().some(({ event, master }) => event === 'unclaimed' && master === pid), {
-      timeoutMs: 20_000,
-      what: 'the new master to report what nobody listens on',
-      logs: () => usr2.logs(),
-    })
-    await left(usr2, pids.length)
     t.equal(backlogOf(ports.web), backlog, 'their queues are as long as before')
     const inodes = descriptorsOf(pid)
     for (const [name, { fd }] of Object.entries(sockets)) {
@@ -135,6 +135,18 @@ t.test('sockets, twice in a row under load: nothing failed, and they stay the ma
     t.same(readdirSync(directory), ['a.sock'], 'no spare link is made of the path of another')
     pids.push(pid)
   }
+  await until(
+    () => usr2.events().some(({ event, master }) => event === 'unclaimed' && master === pids.at(-1)),
+    { timeoutMs: 20_000, what: 'the new master to report what nobody listens on', logs: () => usr2.logs() },
+  )
+  t.equal((await half?.send('Connection: close\r\n\r\n').response())?.status, 200)
+  await left(usr2, 2)
+  const unclaimed = usr2.events().filter(({ event }) => event === 'unclaimed')
+  t.same(
+    [...new Set(unclaimed.map(({ listener }) => listener))],
+    [`tcp:127.0.0.1:${ports.spare}`],
+    'and that alone: no old master says that nobody listens any more',
+  )
   const facts = await getJson<Facts>({ port: ports.own }, '/descriptors')
   t.same(facts.told, [])
   t.notOk(facts.descriptors?.includes(inodeOf(sockets.spare.fd)), 'no worker has what it does not listen on')
@@ -153,7 +165,10 @@ t.test('the notify descriptor goes along, and the watchdog is fed throughout', a
     ...app,
     args: [JSON.stringify([port, '127.0.0.1'])],
     flags: ['--workers', '2'],
-    passed: [{ name: 'notify', fd: 'pipe' }],
+    passed: [
+      { name: 'notify', fd: 'pipe' },
+      { name: 'web', fd: held(t, { kind: 'tcp', host: '127.0.0.1', port }).fd },
+    ],
     // No program systemd-notify could be found: it is not asked for.
     env: { NOTIFY_SOCKET: '/nowhere', WATCHDOG_USEC: String(watchdogMs * 1000), WATCHDOG_PID: undefined },
   })
@@ -184,7 +199,7 @@ t.test('the notify descriptor goes along, and the watchdog is fed throughout', a
     // Of the old one: the word of another process is not listened to with NotifyAccess=main.
     t.match(
       textFrom(from).replaceAll('WATCHDOG=1', '').trim(),
-      new RegExp(`^MAINPID=${pid}\nREADY=1\\s+READY=1\nSTATUS=generation ${generation}`),
+      new RegExp(`^MAINPID=${pid}\nREADY=1\\s*READY=1\nSTATUS=generation ${generation}`),
       'first the old master names the new one, then that speaks',
     )
     await says(/STATUS=generation[^]*WATCHDOG=1/, from)

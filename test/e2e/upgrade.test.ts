@@ -1,5 +1,5 @@
 /** The master itself replaced (docs/upgrade.md): under load, with nothing lost, and nothing changed where it fails. */
-import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import type { Status } from '../../src/master/face.ts'
@@ -8,8 +8,8 @@ import { expectNoneFailed, loadUnder, untilServed } from '../helpers/load.ts'
 import { openRaw } from '../helpers/raw-client.ts'
 import { expectNothingLeft } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
-import { APP, TRAFFIC, hello, startBoth, stopAll } from '../helpers/upgrades.ts'
-import { deploy, startUsr2, type Usr2 } from '../helpers/usr2.ts'
+import { APP, TRAFFIC, copyOfUsr2, hello, startBoth, stopAll } from '../helpers/upgrades.ts'
+import { deploy, startUsr2, type LogEvent, type Usr2 } from '../helpers/usr2.ts'
 import { until } from '../helpers/wait.ts'
 
 t.test('twice in a row, under load, over TCP and a unix socket', async (t) => {
@@ -67,6 +67,25 @@ t.test('twice in a row, under load, over TCP and a unix socket', async (t) => {
   )
 })
 
+const isRoot = process.getuid?.() === 0
+t.test('of a user who may nothing', { skip: !isRoot && 'only root may become another' }, async (t) => {
+  const ids = { uid: 65534, gid: 65534 }
+  // The checkout may be closed to others.
+  const { cli } = copyOfUsr2(t)
+  const { usr2, port, path } = await startBoth(t, { ids, cli })
+  const load = await loadUnder(t, { target: { port }, traffic: TRAFFIC, versionOf: 'generation' })
+  await untilServed(load, '1')
+  for (const generation of [2, 3]) {
+    const { code, stdout, stderr } = await usr2.cli('upgrade')
+    t.equal(code, 0, `${stdout}${stderr}`)
+    await untilServed(load, String(generation))
+    t.equal(statSync(`/proc/${(await usr2.status()).pid}`).uid, ids.uid)
+  }
+  expectNoneFailed(t, await load.stop())
+  await stopAll(t, usr2)
+  t.notOk(existsSync(path))
+})
+
 t.test('to another Node.js', async (t) => {
   const node = process.env['OTHER_NODE']
   if (!node) {
@@ -86,7 +105,15 @@ t.test('to another Node.js', async (t) => {
 
 t.test('one operation at a time', async (t) => {
   const { usr2 } = await startBoth(t, { env: { BOOT_MS: '0' } })
-  writeFileSync(join(usr2.cwd, 'app.cjs'), `setTimeout(() => {${APP}}, 1500)`)
+  // It listens when there is a file `go`.
+  const gated = `
+    const at = setInterval(() => {
+      if (!require('node:fs').existsSync(__dirname + '/go')) return
+      clearInterval(at)
+      ${APP}
+    }, 20)`
+  const go = join(usr2.cwd, 'go')
+  writeFileSync(join(usr2.cwd, 'app.cjs'), gated)
   const upgrading = usr2.cli('upgrade')
   await hello(usr2)
   for (const command of ['reload', 'rollback', 'upgrade']) {
@@ -94,14 +121,16 @@ t.test('one operation at a time', async (t) => {
     t.equal(code, 1)
     t.match(stderr, 'The master is being upgraded')
   }
+  writeFileSync(go, '')
   t.equal((await upgrading).code, 0)
-  writeFileSync(join(usr2.cwd, 'app.cjs'), `setTimeout(() => {${APP}}, 1500)\n`)
+  rmSync(go)
   const reloading = usr2.reload()
   const began = () => usr2.events().some(({ event }) => event === 'candidate')
   await until(began, { timeoutMs: 10_000, what: 'a reload', logs: () => usr2.logs() })
   const { code, stderr } = await usr2.cli('upgrade')
   t.equal(code, 1)
   t.match(stderr, 'has a rollout under way')
+  writeFileSync(go, '')
   t.equal((await reloading).code, 0)
   await stopAll(t, usr2)
 })
@@ -110,7 +139,7 @@ for (const who of ['the new master', 'the old master']) {
   t.test(`a stop of ${who} while the old one drains`, async (t) => {
     const { usr2, port } = await startBoth(t)
     const slow = await openRaw(t, { port })
-    slow.get('/slow?ms=5000', 'Connection: close')
+    slow.send('POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\nab')
     await until(async () => (await usr2.status()).generations[0]?.workers.some(({ active }) => active > 0), {
       timeoutMs: 10_000,
       what: 'a request in flight',
@@ -118,6 +147,13 @@ for (const who of ['the new master', 'the old master']) {
     t.equal((await usr2.cli('upgrade')).code, 0)
     const { pid } = await usr2.status()
     process.kill(who === 'the new master' ? pid : usr2.pid, 'SIGTERM')
+    const isTold = ({ event }: LogEvent) => event === 'signal'
+    await until(() => usr2.events().some(isTold), {
+      timeoutMs: 10_000,
+      what: 'the signal',
+      logs: () => usr2.logs(),
+    })
+    slow.send('cd')
     t.equal((await slow.response()).status, 200, 'what was in flight is answered')
     await expectNothingLeft(t, usr2.process, 10_000)
     t.notOk(existsSync(usr2.control))
