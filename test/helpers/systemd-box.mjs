@@ -203,7 +203,9 @@ export class App {
   }
 
   async status() {
-    return JSON.parse(await succeeds(this.usr2('status', '--json')))
+    const { status, text, stdout } = await this.usr2('status', '--json')
+    assert.equal(status, 0, text)
+    return JSON.parse(stdout)
   }
 
   async property(name) {
@@ -239,8 +241,10 @@ export class App {
   }
 
   /** A master and its workers, and nobody else: no old one that drains, no helper. */
-  settles(processes = 3) {
-    return until(`${processes} processes`, async () => (await this.processes()).length === processes)
+  async settles(processes = 3) {
+    await until(`${processes} processes`, async () => (await this.processes()).length === processes)
+    // The word of it may still be on its way.
+    await until('the unit to be active', async () => (await this.property('ActiveState')) === 'active')
   }
 
   /**
@@ -255,6 +259,31 @@ export class App {
     await succeeds(this.systemctl('stop', ...more))
     assert.deepEqual(await held.lost(), [], 'what was in flight at the stop was answered')
     await this.leftNothing(before)
+  }
+
+  /**
+   * Something kills the master and all workers, and systemd starts the service again: what was in flight is lost, and what
+   * connects once the killed processes have gone is not.
+   *
+   * @param kill gets the master's pid
+   * @returns the traffic beside
+   */
+  async losesWhatIsInFlight(say, kill) {
+    const traffic = this.traffic({ slow: 4 })
+    await traffic.flows()
+    const { master } = await this.get('/')
+    assert.equal(master, await this.mainPid())
+    const pids = await this.processes()
+    const held = await hold(this.places[0], 4, 60_000)
+    await kill(master)
+    const goneAt = await gone(pids)
+    await this.answers('by another master', (answer) => answer.master && answer.master !== master)
+    await traffic.stop()
+    say(`beside 4 long requests: ${traffic}`)
+    assert.deepEqual(await held.lost(), Array(4).fill('ECONNRESET'), 'those that were in flight for sure')
+    assert.equal(traffic.lostSince(goneAt), 0, 'lost, though the killed processes had gone before')
+    assert.equal(await this.property('NRestarts'), '1')
+    return traffic
   }
 
   /** Where it may leave something, for {@link leftNothing}. */
@@ -298,6 +327,12 @@ export class App {
   traffic(clients) {
     return new Traffic(this.places, clients)
   }
+}
+
+/** When they had gone, by `performance.now()`. */
+export async function gone(pids) {
+  await until(`${pids.join(', ')} to be gone`, () => pids.every((pid) => !fs.existsSync(`/proc/${pid}`)))
+  return performance.now()
 }
 
 const processesIn = (cgroup) => {
@@ -369,8 +404,8 @@ export class Traffic {
   /** By error, of those that nobody accepted, and of those that somebody did. */
   refused = {}
   lost = {}
-  /** The most that any client lost. */
-  lostByOne = 0
+  /** When those had begun that were lost on a connection of their own. */
+  #lostFrom = []
   /** Of the lost ones, those on a connection that had been used before: a worker had accepted it for sure. */
   lostOnKept = 0
   #on = true
@@ -387,12 +422,7 @@ export class Traffic {
     ]
   }
 
-  get clients() {
-    return this.#clients.length
-  }
-
   async #client(where, path, agent) {
-    let lostByMe = 0
     while (this.#on) {
       const from = performance.now()
       this.inFlight++
@@ -405,12 +435,12 @@ export class Traffic {
         const isRefused = REFUSED.includes(what)
         const kind = isRefused ? this.refused : this.lost
         kind[what] = (kind[what] ?? 0) + 1
-        if (!isRefused) this.lostByOne = Math.max(this.lostByOne, ++lostByMe)
         if (error.onKept) this.lostOnKept++
+        else if (!isRefused) this.#lostFrom.push(from)
       }
       this.inFlight--
       this.requests++
-      await sleep(2 + Math.random() * 4)
+      await sleep(5 + Math.random() * 10)
     }
     if (agent) agent.destroy()
   }
@@ -421,12 +451,12 @@ export class Traffic {
     await until(`${count} requests`, () => this.requests >= goal)
   }
 
-  get totalLost() {
-    return sum(this.lost)
-  }
-
-  get totalRefused() {
-    return sum(this.refused)
+  /**
+   * So many of the lost ones had connected after that, by `performance.now()`. A connection from before may be used once
+   * more, until this process has heard of its end.
+   */
+  lostSince(time) {
+    return this.#lostFrom.filter((from) => from > time).length
   }
 
   toString() {
