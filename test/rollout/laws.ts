@@ -781,6 +781,11 @@ export function laws(plan: Plan): Record<string, Law> {
         else must(then?.doing.k === 'analysing' && then.at === at, text)
       }
       const then = rolling(after)
+      if (then?.rollout.doing.k === 'paused' && then.rollout.at === tally?.at) {
+        const { taken, failed, unclear } = then.rollout.doing.tally ?? { taken: 0, failed: 0, unclear: 0 }
+        must(taken === tally.taken, `${tally.taken} were taken before the pause, now it is ${taken}`)
+        must(failed === tally.failed && unclear === tally.unclear, 'a pause forgets what failed')
+      }
       if (then?.rollout.doing.k !== 'analysing' || then.rollout.at !== tally?.at) tally = null
     },
 
