@@ -590,7 +590,11 @@ export function laws(plan: Plan): Record<string, Law> {
           (key) =>
             worker.claims.get(key)?.k === 'open' &&
             ![...after.workers.values()].some(
-              (other) => other.id !== worker.id && other.claims.get(key)?.k === 'open',
+              (other) =>
+                other.id !== worker.id &&
+                other.claims.get(key)?.k === 'open' &&
+                // One of a version that is to go accepts only until others do.
+                roleOf(after.top, other.generation) !== 'old',
             ),
         )
         must(isLast, `worker ${worker.id} has no place`)
