@@ -208,7 +208,8 @@ export function pause(draft: Draft, by: 'operator' | 'analysis', why: string): v
   const { doing } = rollout
   const isTimed = doing.k === 'holding' && doing.until !== 'promote'
   const leftMs = isTimed ? Math.max(0, doing.until.timerAt - draft.at) : null
-  change(draft, { pause: 'none', doing: { k: 'paused', candidate: candidate.id, by, why, leftMs } })
+  const tally = doing.k === 'analysing' ? doing.tally : null
+  change(draft, { pause: 'none', doing: { k: 'paused', candidate: candidate.id, by, why, leftMs, tally } })
   draft.order({ c: 'announce', what: { a: 'paused', reload: rollout.id, why } })
 }
 

@@ -304,6 +304,8 @@ export type Doing =
       readonly why: string
       /** What goes on with `resume`: a hold with what is left of it, or else its step from the start. */
       readonly leftMs: Ms | null
+      /** What its analysis had come to; null: it was in none. */
+      readonly tally: Tally | null
     }
 
 export interface Rollout {

@@ -590,7 +590,11 @@ export function laws(plan: Plan): Record<string, Law> {
           (key) =>
             worker.claims.get(key)?.k === 'open' &&
             ![...after.workers.values()].some(
-              (other) => other.id !== worker.id && other.claims.get(key)?.k === 'open',
+              (other) =>
+                other.id !== worker.id &&
+                other.claims.get(key)?.k === 'open' &&
+                // One of a version that is to go accepts only until others do.
+                roleOf(after.top, other.generation) !== 'old',
             ),
         )
         must(isLast, `worker ${worker.id} has no place`)
@@ -781,6 +785,11 @@ export function laws(plan: Plan): Record<string, Law> {
         else must(then?.doing.k === 'analysing' && then.at === at, text)
       }
       const then = rolling(after)
+      if (then?.rollout.doing.k === 'paused' && then.rollout.at === tally?.at) {
+        const { taken, failed, unclear } = then.rollout.doing.tally ?? { taken: 0, failed: 0, unclear: 0 }
+        must(taken === tally.taken, `${tally.taken} were taken before the pause, now it is ${taken}`)
+        must(failed === tally.failed && unclear === tally.unclear, 'a pause forgets what failed')
+      }
       if (then?.rollout.doing.k !== 'analysing' || then.rollout.at !== tally?.at) tally = null
     },
 
