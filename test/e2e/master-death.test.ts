@@ -176,7 +176,7 @@ t.test('in the midst of a reload', async (t) => {
       const app = await startApp(t, { flags: ['--workers', '2', '--drain-timeout', '10s', ...flags], env })
       await app.usr2.ready()
       const slow = await openRaw(t, { port: app.port })
-      slow.get('/slow?ms=3000')
+      slow.get('/slow?ms=2000')
       await app.usr2.process.line('began /slow')
       app.usr2.signal('SIGUSR2')
       await reach(app)
@@ -199,7 +199,7 @@ t.test('in the midst of an upgrade', async (t) => {
     })
     await app.usr2.ready()
     const slow = await openRaw(t, { port: app.port })
-    slow.get('/slow?ms=3000')
+    slow.get('/slow?ms=2000')
     await app.usr2.process.line('began /slow')
     return { app, slow }
   }
