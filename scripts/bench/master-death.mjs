@@ -13,8 +13,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 
-/** With PrivateUsers= or ProtectProc= a service does not see the processes that an earlier start of it has left. */
-const SEES = ['PrivateUsers=no', 'ProtectProc=default']
+/** In a user namespace of its own a service may not read the environment of processes that its last start has left. */
+const SEES = ['PrivateUsers=no']
 const KILL_MODES = { mixed: [], 'control-group': [], process: [], 'process, sees them': SEES }
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 const LIMIT_S = 900

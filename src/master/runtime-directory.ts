@@ -83,7 +83,12 @@ export function sweepRuntimeDirectories(control: string, name: string, pid: numb
 
 /** Whose runtime directory that is, by its pid: of a master of that name beside that control socket, else null. */
 export function masterOf(directory: string, control: string, name: string): number | null {
-  if (dirname(directory) !== realpathSync(dirname(control))) return null
+  try {
+    if (dirname(directory) !== realpathSync(dirname(control))) return null
+  } catch {
+    // Somebody has removed it.
+    return null
+  }
   return pidIn(basename(directory), name)
 }
 

@@ -107,7 +107,10 @@ export class Survivors {
         'is blocked or stopped, or holds a UDP socket while it drains; killed it, with what it had in flight',
     )
     signalGroup(pid, 'SIGKILL')
-    while (isThere(holder)) await after(LOOK_EVERY_MS)
+    for (const until = performance.now() + LAST_THREAD_MS; isThere(holder);) {
+      if (performance.now() > until) return false
+      await after(LOOK_EVERY_MS)
+    }
     this.alive()
     return true
   }
@@ -120,34 +123,49 @@ export class Survivors {
 
   private async attend(): Promise<void> {
     const { log, stopBudgetMs } = this.parts
-    const watched = [...this.found]
     for (let left = this.alive(); left.length > 0; left = this.alive()) {
       if (performance.now() > this.killBy) {
         const pids = left.map(({ pid }) => pid).join(', ')
         const why = this.killBy === 0 ? 'are to stop at once' : `did not leave in ${seconds(stopBudgetMs)}`
-        log.warn(
-          { event: 'survivors-killed', left },
-          `workers of a master that was killed ${why}: killed ${pids}`,
-        )
+        const text = `workers of a master that was killed ${why}: killed ${pids}`
+        log.warn({ event: 'survivors-killed', left }, text)
         for (const { pid } of left) signalGroup(pid, 'SIGKILL')
         this.killBy = Infinity
       }
       await after(LOOK_EVERY_MS)
     }
-    // Of what a worker started itself its own master would have rid the machine.
-    for (const { pid } of watched) {
-      if (leftovers(pid).length > 0) signalGroup(pid, 'SIGKILL')
-    }
+    await Promise.all(this.endings)
     log.info({ event: 'survivors-gone' }, 'the last worker of a master that was killed has left')
   }
 
   private alive(): Survivor[] {
     const there = this.found.filter(isThere)
-    if (there.length < this.found.length) this.releasedBy = performance.now() + LAST_THREAD_MS
+    const gone = this.found.filter((survivor) => !there.includes(survivor))
+    if (gone.length > 0) this.releasedBy = performance.now() + LAST_THREAD_MS
+    this.endings.push(...gone.map(({ pid }) => this.endLeftovers(pid)))
     this.found = there
     return there
   }
   private releasedBy = 0
+  private readonly endings: Promise<void>[] = []
+
+  /** Of what a worker has started itself its own master would rid the machine. */
+  private async endLeftovers(pid: number): Promise<void> {
+    const { log, killTimeoutMs } = this.parts
+    const left = leftovers(pid)
+    if (left.length === 0) return
+    const names = left.map(({ pid, command }) => `${pid} (${command})`).join(', ')
+    log.warn(
+      { event: 'leftovers', pid, left },
+      `pid ${pid}, whose master was killed, left running: ${names}; ending it`,
+    )
+    signalGroup(pid, 'SIGTERM')
+    // As long as somebody is in the group its number is nobody else's, so it is watched without a break.
+    for (const killAt = performance.now() + killTimeoutMs; leftovers(pid).length > 0;) {
+      if (performance.now() > killAt) return signalGroup(pid, 'SIGKILL')
+      await after(LOOK_EVERY_MS)
+    }
+  }
 }
 
 interface Found extends Survivor {

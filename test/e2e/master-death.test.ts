@@ -1,118 +1,31 @@
 /**
  * A master that is killed (docs/master-death.md), in every phase of its life. Its workers notice, finish what is in flight
  * within their drain deadline, give their clients a clean end, and leave; the next master of the same name starts at once
- * beside them.
+ * beside them. What that does about those that cannot leave is in master-death-survivors.test.ts.
  */
-import dgram from 'node:dgram'
 import { once } from 'node:events'
-import { existsSync, readFileSync, readdirSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import http2 from 'node:http2'
 import { dirname, join } from 'node:path'
-import { connect } from 'node:tls'
 import t from 'tap'
 import type { Test } from 'tap'
 import { WebSocket } from 'ws'
 import { get, getJson } from '../helpers/http.ts'
-import { loadUnder, untilServed } from '../helpers/load.ts'
-import { hasToken, processesWithToken } from '../helpers/processes.ts'
-import { openRaw, request } from '../helpers/raw-client.ts'
-import { expectNothingLeft, start, type TestProcess } from '../helpers/spawn.ts'
+import {
+  type App,
+  killMaster,
+  type Me,
+  Next,
+  ourFiles,
+  startApp,
+  untilGone,
+  WAIT_MS,
+  workersOf,
+} from '../helpers/next-master.ts'
+import { processesWithToken } from '../helpers/processes.ts'
+import { openRaw } from '../helpers/raw-client.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
-import { CLI, fixture, type LogEvent, startUsr2, type Usr2, type Usr2Options } from '../helpers/usr2.ts'
 import { deadline, until } from '../helpers/wait.ts'
-
-const WAIT_MS = 20_000
-
-interface Me {
-  readonly pid: number
-  readonly slot: string
-  readonly generation: string
-}
-
-interface App {
-  readonly usr2: Usr2
-  readonly port: number
-  /** What the next master is started with, too. */
-  readonly args: readonly string[]
-  readonly env: Record<string, string>
-}
-
-async function startApp(t: Test, { flags = [], env = {}, ...options }: Usr2Options = {}): Promise<App> {
-  const port = await freePort(t)
-  const all = { PORT: String(port), ...env } as Record<string, string>
-  const { cwd = join(shortTmp(t), 'app'), entry = fixture('busy-app.cjs') } = options
-  const usr2 = startUsr2(t, { ...options, cwd, entry, flags, env: all })
-  return { usr2, port, args: [...flags, entry], env: all }
-}
-
-/** SIGKILL, and it runs no more. */
-async function killMaster({ usr2 }: App): Promise<void> {
-  usr2.process.kill('SIGKILL')
-  await usr2.process.exited
-}
-
-/** `usr2 run` of the same name, once more. */
-class Next {
-  readonly process: TestProcess
-  readonly #t: Test
-  readonly #control: string
-
-  constructor(t: Test, { usr2, args, env }: App, more: Record<string, string> = {}) {
-    this.#t = t
-    this.#control = usr2.control
-    this.process = start(t, process.execPath, {
-      name: 'the next usr2',
-      args: [CLI, 'run', '--control', usr2.control, '--name', 't', ...args],
-      cwd: usr2.cwd,
-      env: { ...env, ...more },
-    })
-  }
-
-  event(name: string): Promise<LogEvent> {
-    const found = this.process.line((line) => eventOf(line.text)?.event === name, {
-      timeoutMs: WAIT_MS,
-      what: `the event ${name}`,
-    })
-    return found.then(({ text }) => JSON.parse(text) as LogEvent)
-  }
-
-  events(): LogEvent[] {
-    return this.process.stderr.flatMap((text) => eventOf(text) ?? [])
-  }
-
-  /** Stops it; then nothing is left of it nor of the killed one. */
-  async stop(dead: App): Promise<void> {
-    this.process.kill('SIGTERM')
-    this.#t.equal((await this.process.ended(60_000)).code, 0, 'the next master stops as asked')
-    await expectNothingLeft(this.#t, this.process)
-    this.#t.same(processesWithToken(dead.usr2.process.token), [], 'no process of the killed one is left')
-    this.#t.same(ourFiles(dirname(this.#control)), [], 'nor a file')
-    this.#t.same(ourFiles(dead.usr2.cwd), [])
-  }
-}
-
-const ourFiles = (directory: string): string[] =>
-  readdirSync(directory).filter((name) => name.startsWith('.usr2-') || name.startsWith('c.sock'))
-
-function eventOf(text: string): LogEvent | null {
-  try {
-    return text.startsWith('{') ? (JSON.parse(text) as LogEvent) : null
-  } catch {
-    return null
-  }
-}
-
-async function untilGone({ usr2 }: App, timeoutMs = WAIT_MS): Promise<void> {
-  const none = () => processesWithToken(usr2.process.token).length === 0
-  await until(none, {
-    timeoutMs,
-    what: 'every process of the killed master to leave',
-    logs: () => usr2.logs(),
-  })
-}
-
-const workersOf = async ({ usr2 }: App): Promise<number[]> =>
-  (await usr2.status()).generations.flatMap(({ workers }) => workers.flatMap(({ pid }) => pid ?? []))
 
 t.test('with work of every kind in flight: finished, ended cleanly, and cut at the deadline', async (t) => {
   const [h2Port, cwd] = [await freePort(t), join(shortTmp(t), 'app')]
@@ -263,7 +176,7 @@ t.test('in the midst of a reload', async (t) => {
       const app = await startApp(t, { flags: ['--workers', '2', '--drain-timeout', '10s', ...flags], env })
       await app.usr2.ready()
       const slow = await openRaw(t, { port: app.port })
-      slow.get('/slow?ms=3000')
+      slow.get('/slow?ms=2000')
       await app.usr2.process.line('began /slow')
       app.usr2.signal('SIGUSR2')
       await reach(app)
@@ -286,7 +199,7 @@ t.test('in the midst of an upgrade', async (t) => {
     })
     await app.usr2.ready()
     const slow = await openRaw(t, { port: app.port })
-    slow.get('/slow?ms=3000')
+    slow.get('/slow?ms=2000')
     await app.usr2.process.line('began /slow')
     return { app, slow }
   }
@@ -371,194 +284,6 @@ t.test('in the midst of an upgrade', async (t) => {
     await next.stop(app)
   })
 })
-
-t.test('while a hook runs: it goes on until it writes, and the next master starts beside it', async (t) => {
-  const beforePromote = 'echo > begun; sleep 2; echo > done; echo nobody reads this; echo > never'
-  const app = await startApp(t, {
-    flags: ['--config', 'usr2.json'],
-    files: { 'usr2.json': JSON.stringify({ hooks: { beforePromote } }) },
-  })
-  await app.usr2.ready()
-  const has = (name: string) => existsSync(join(app.usr2.cwd, name))
-  app.usr2.signal('SIGUSR2')
-  await until(() => has('begun'), { timeoutMs: WAIT_MS, what: 'the hook', logs: () => app.usr2.logs() })
-  await killMaster(app)
-  const next = new Next(t, app)
-  await next.event('ready')
-  await until(() => has('done'), { timeoutMs: WAIT_MS, what: 'the end of the hook' })
-  await untilGone(app)
-  t.notOk(has('never'), 'with its reader the pipe has gone: SIGPIPE')
-  await next.stop(app)
-})
-
-t.test(
-  'TLS: what is in flight is answered, and a ticket of the killed one costs a full handshake',
-  async (t) => {
-    const app = await startApp(t, {
-      entry: 'tls-app.cjs',
-      files: { 'tls-app.cjs': readFileSync(fixture('tls-app.cjs'), 'utf8'), 'tls.json': '{}' },
-      env: { CERTIFICATES: fixture('tls') },
-    })
-    await app.usr2.ready()
-    const visit = (session?: Buffer) =>
-      new Promise<{ readonly resumed: boolean; readonly ticket: Buffer }>((resolve, reject) => {
-        const given = { ...(session && { session }) }
-        const socket = connect({ port: app.port, host: '127.0.0.1', rejectUnauthorized: false, ...given })
-        let ticket: Buffer | undefined
-        socket.on('session', (fresh: Buffer) => (ticket = fresh))
-        socket.on('error', reject)
-        socket.on('end', () => ticket && resolve({ resumed: socket.isSessionReused(), ticket }))
-        socket.write(request('GET', '/', 'Connection: close'))
-        socket.resume()
-      })
-    const { ticket } = await visit()
-    t.ok((await visit(ticket)).resumed)
-    const slow = await openRaw(t, { port: app.port, tls: true })
-    slow.get('/later?ms=1500')
-    const isInFlight = async () =>
-      (await app.usr2.status()).generations[0]?.workers.some(({ active }) => active > 0)
-    await until(isInFlight, { timeoutMs: WAIT_MS, what: 'a request in flight' })
-    await killMaster(app)
-    const next = new Next(t, app)
-    await next.event('ready')
-    t.equal((await slow.response()).status, 200)
-    t.notOk((await visit(ticket)).resumed, 'the keys went with their master')
-    await untilGone(app)
-    await next.stop(app)
-  },
-)
-
-t.test('a worker that is blocked at that moment keeps the address for killTimeout at most', async (t) => {
-  const app = await startApp(t, { flags: ['--kill-timeout', '1s', '--drain-timeout', '5s'] })
-  await app.usr2.ready()
-  const [pid = 0] = await workersOf(app)
-  const sleeper = Number((await get({ port: app.port }, '/spawn')).body)
-  t.equal((await get({ port: app.port }, '/spin?ms=3600000')).body, 'spins')
-  await killMaster(app)
-  const next = new Next(t, app)
-  await next.event('ready')
-  t.match(await next.event('survivor-killed'), { pid, slot: 0, generation: 1 })
-  t.not((await getJson<Me>({ port: app.port })).pid, pid)
-  await next.event('survivors-gone')
-  t.notOk(hasToken(sleeper, app.usr2.process.token), 'what it had started itself is ended with it')
-  await next.stop(app)
-})
-
-t.test('a worker that was stopped finishes its work when it goes on', async (t) => {
-  const app = await startApp(t)
-  await app.usr2.ready()
-  const [pid = 0] = await workersOf(app)
-  const slow = await openRaw(t, { port: app.port })
-  slow.get('/slow?ms=1000')
-  await app.usr2.process.line('began /slow')
-  process.kill(pid, 'SIGSTOP')
-  await killMaster(app)
-  const next = new Next(t, app)
-  await next.event('survivors')
-  process.kill(pid, 'SIGCONT')
-  t.match(await slow.response(), { status: 200, body: 'slow but whole' })
-  await next.event('ready')
-  await untilGone(app)
-  await next.stop(app)
-})
-
-t.test('an app that handles the end of its channel itself loses nothing', async (t) => {
-  const app = await startApp(t, { env: { OWN_DISCONNECT: '1' } })
-  await app.usr2.ready()
-  const slow = await openRaw(t, { port: app.port })
-  slow.get('/slow?ms=1000')
-  await app.usr2.process.line('began /slow')
-  await killMaster(app)
-  t.match(await slow.response(), { status: 200, body: 'slow but whole' })
-  await untilGone(app)
-})
-
-t.test('a leader has returned before the next master has one', async (t) => {
-  const app = await startApp(t, { env: { LEAD: '1' } })
-  await app.usr2.ready()
-  const [pid = 0] = await workersOf(app)
-  await app.usr2.process.line(`leads ${pid}`)
-  await killMaster(app)
-  const next = new Next(t, app)
-  const { at } = await next.process.line(/^leads /, { timeoutMs: WAIT_MS })
-  const led = await app.usr2.process.line(`led ${pid}`)
-  t.ok(led.at < at, 'the new one begins when the old one has returned')
-  await untilGone(app)
-  await next.stop(app)
-})
-
-t.test('a UDP socket, which a worker keeps to its end, is bound anew', async (t) => {
-  const udpPort = await freePort(t)
-  const app = await startApp(t, {
-    flags: ['--kill-timeout', '1s', '--drain-timeout', '60s'],
-    env: { UDP_PORT: String(udpPort) },
-  })
-  await app.usr2.ready()
-  const idle = await openRaw(t, { port: app.port })
-  idle.get('/slow?ms=60000')
-  await app.usr2.process.line('began /slow')
-  const [pid = 0] = await workersOf(app)
-  await killMaster(app)
-  const next = new Next(t, app)
-  await next.event('ready')
-  const client = dgram.createSocket('udp4')
-  t.teardown(() => client.close())
-  const answer = once(client, 'message')
-  // Until it is bound what is sent is lost, as in any restart.
-  const asking = setInterval(() => client.send('hello', udpPort, '127.0.0.1'), 50)
-  t.teardown(() => clearInterval(asking))
-  const [data] = (await deadline(answer, WAIT_MS, 'an answer by UDP')) as [Buffer]
-  clearInterval(asking)
-  t.match(String(data), /^hello \d+$/)
-  t.not(String(data), `hello ${pid}`)
-  await next.stop(app)
-})
-
-t.test('a stop of the next master waits for what the killed one left; a second one ends that', async (t) => {
-  for (const how of ['once', 'twice']) {
-    const app = await startApp(t, { flags: ['--drain-timeout', '20s'] })
-    await app.usr2.ready()
-    const slow = await openRaw(t, { port: app.port })
-    slow.get(`/slow?ms=${how === 'once' ? 3_000 : 60_000}`)
-    await app.usr2.process.line('began /slow')
-    await killMaster(app)
-    const next = new Next(t, app)
-    await next.event('ready')
-    if (how === 'once') {
-      await next.stop(app)
-      t.match(await slow.response(), { status: 200, body: 'slow but whole' })
-      continue
-    }
-    next.process.kill('SIGTERM')
-    await next.process.line('got SIGTERM')
-    t.equal(slow.ending, null)
-    await next.stop(app)
-    t.not(await slow.ended(), null)
-  }
-})
-
-t.test(
-  'one worker is killed, as for its memory: the others serve, and what it had in flight is lost',
-  async (t) => {
-    const app = await startApp(t, { flags: ['--workers', '3'] })
-    await app.usr2.ready()
-    const load = await loadUnder(t, {
-      target: { port: app.port },
-      traffic: [{ mode: 'new', connections: 4, thinkMs: [2, 6] }],
-      versionOf: 'generation',
-    })
-    await untilServed(load, '1')
-    const from = app.usr2.process.lines.length
-    process.kill((await workersOf(app))[1] ?? 0, 'SIGKILL')
-    await app.usr2.event('worker-died', { from })
-    await app.usr2.event('worker-ready', { from })
-    const { requests, failed, failures } = await load.stop()
-    t.ok(requests > 20)
-    t.ok(failed <= 4, `no more than each client's one in flight: ${JSON.stringify(failures)}`)
-    t.notOk('ECONNREFUSED' in failures)
-    await app.usr2.stop()
-  },
-)
 
 function neverTwoLead(t: Test, lines: readonly string[]): void {
   let leader: string | null = null
