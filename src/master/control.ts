@@ -125,7 +125,8 @@ export async function openControl(options: ControlOptions): Promise<Control> {
   const { path, face, log } = options
   const limits: ControlLimits = { ...CONTROL_LIMITS, ...options.limits }
   const temporary = temporaryName(path)
-  const { replaces } = options
+  const { replaces, mode = 0o600 } = options
+  const isShared = (mode & 0o066) !== 0
   const stale = replaces ? lstat(path) : await findStale(path)
   const connections = new Crowd<Connection>(limits.connections, ({ worth }) => worth)
   const isRoomToWait = (): boolean =>
@@ -135,7 +136,7 @@ export async function openControl(options: ControlOptions): Promise<Control> {
   const server = net.createServer((socket) => {
     // Always there: a socket without an 'error' listener ends the master (ECONNRESET, EPIPE).
     socket.on('error', (error) => log.debug({ err: error }, 'a control connection failed'))
-    const connection = new Connection({ socket, face, log, limits, isRoomToWait })
+    const connection = new Connection({ socket, face, log, limits, isRoomToWait, isShared })
     if (!connections.enter(connection, (spared) => spared.makeWay())) {
       connection.makeWay()
       return
@@ -155,7 +156,7 @@ export async function openControl(options: ControlOptions): Promise<Control> {
       if (!(error instanceof Error) || 'code' in error) throw failure(path, error)
       throw new ControlError(error.message)
     }
-    await listen(server, { path, temporary, mode: options.mode ?? 0o600, gid: options.gid ?? null, stale })
+    await listen(server, { path, temporary, mode, gid: options.gid ?? null, stale })
   } catch (error) {
     removeDirectories(made)
     throw error
@@ -203,6 +204,8 @@ interface ConnectionParts {
   readonly log: ControlLog
   readonly limits: ControlLimits
   readonly isRoomToWait: () => boolean
+  /** Others than the master's user may connect. */
+  readonly isShared: boolean
 }
 
 /** One client: its unread bytes, its one request in flight, its deadline. */
@@ -213,6 +216,7 @@ class Connection {
   readonly #limits: ControlLimits
   readonly #lines: Lines
   readonly #isRoomToWait: () => boolean
+  readonly #isShared: boolean
   #hasAsked = false
   #state: 'asking' | 'rolling-out' | 'draining' | 'ordering' | 'stopping' | 'leaving' = 'asking'
   /** Of the reload or rollback that was asked for, while {@link #state} is `rolling-out` or `draining`. */
@@ -221,12 +225,13 @@ class Connection {
   #deadline: NodeJS.Timeout | null = null
   #turn: NodeJS.Immediate | null = null
 
-  constructor({ socket, face, log, limits, isRoomToWait }: ConnectionParts) {
+  constructor({ socket, face, log, limits, isRoomToWait, isShared }: ConnectionParts) {
     this.#socket = socket
     this.#face = face
     this.#log = log
     this.#limits = limits
     this.#isRoomToWait = isRoomToWait
+    this.#isShared = isShared
     this.#lines = new Lines(limits.requestBytes)
     this.#awaitRequest()
     socket.on('data', (chunk) => {
@@ -355,6 +360,14 @@ class Connection {
       }
       case 'upgrade': {
         const { node } = request
+        if (node !== null && this.#isShared) {
+          this.#send({
+            error:
+              "Others than the master's user may connect to this control socket, and whoever does may not choose a " +
+              'program that runs as that user: upgrade without --node.',
+          })
+          return
+        }
         this.#startRollout('promoted', (asker) => this.#face.upgrade({ node }, asker))
         return
       }

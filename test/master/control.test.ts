@@ -472,6 +472,25 @@ t.test('requests', async (t) => {
     t.strictSame(face.calls, ['rollback', 'abort enough', 'rollback', 'detach'])
   })
 
+  t.test('an upgrade to another Node: not for a group', async (t) => {
+    for (const [mode, calls] of [
+      [0o600, ['upgrade', 'upgrade']],
+      [0o660, ['upgrade']],
+    ] as const) {
+      const path = join(scratch(t), 'c.sock')
+      const face = new FakeFace()
+      face.onUpgrade = ({ asker }) => asker.verdict({ ...PROMOTED, kind: 'upgrade' })
+      const control = await openControl({ path, mode, face, log: quiet })
+      t.teardown(() => control.close())
+      const client = await raw(t, path)
+      client.socket.write('{"cmd":"upgrade"}\n{"cmd":"upgrade","node":"/tmp/evil"}\n')
+      await client.got(2)
+      t.strictSame(face.calls, calls)
+      if (mode === 0o660)
+        t.match(client.replies()[1], { error: /may not choose a program .* without --node/ })
+    }
+  })
+
   t.test('orders: done, or refused with the reason, many on one connection', async (t) => {
     const { path, face } = await serve(t)
     const orders: readonly Order[] = [
