@@ -42,6 +42,8 @@ export interface ControlLimits {
   readonly connections: number
   /** Of these, those that wait for a verdict or a drain, which nobody else gets: there is room for a status. */
   readonly waiting: number
+  /** So long after it has come a client that asks makes way for nobody: time to ask what it came for. */
+  readonly graceMs: number
   /** Longest request, without its line end. */
   readonly requestBytes: number
   /** How long a client may take to send a whole request, and may idle between two. */
@@ -55,6 +57,7 @@ export interface ControlLimits {
 export const CONTROL_LIMITS: ControlLimits = {
   connections: 64,
   waiting: 32,
+  graceMs: 500,
   requestBytes: MAX_REQUEST_BYTES,
   requestTimeoutMs: 10_000,
   unreadBytes: 1024 * 1024,
@@ -218,6 +221,7 @@ class Connection {
   readonly #isRoomToWait: () => boolean
   readonly #isShared: boolean
   #hasAsked = false
+  readonly #since = performance.now()
   #state: 'asking' | 'rolling-out' | 'draining' | 'ordering' | 'stopping' | 'leaving' = 'asking'
   /** Of the reload or rollback that was asked for, while {@link #state} is `rolling-out` or `draining`. */
   #rollout: Handle | null = null
@@ -245,11 +249,12 @@ class Connection {
     socket.on('close', () => this.#forget())
   }
 
-  /** For {@link Crowd}: who has something to wait for stays; who has never asked anything goes before who has. */
+  /** For {@link Crowd}: who waits for something, or has just begun to ask, stays; who never asked goes first. */
   get worth(): number {
     if (this.#state === 'leaving') return 0
     if (this.#state !== 'asking') return Infinity
-    return this.#hasAsked ? 2 : 1
+    if (!this.#hasAsked) return 1
+    return performance.now() - this.#since < this.#limits.graceMs ? Infinity : 2
   }
 
   get waits(): boolean {
@@ -259,8 +264,8 @@ class Connection {
   /** Closes at once, for somebody else. An honest client asks as soon as it is connected, and tries again. */
   makeWay(): void {
     const error =
-      `The control socket has ${this.#limits.connections} connections, which is its limit, and this one made way for ` +
-      'a newer one; try again.'
+      `The control socket has ${this.#limits.connections} connections, which is its limit, and this one had to make way; ` +
+      'try again.'
     const isTold = this.#state === 'asking' && this.#socket.writableLength === 0
     this.#forget()
     if (!isTold) return void this.#socket.destroy()
