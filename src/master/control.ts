@@ -42,6 +42,8 @@ export interface ControlLimits {
   readonly connections: number
   /** Of these, those that wait for a verdict or a drain, which nobody else gets: there is room for a status. */
   readonly waiting: number
+  /** So long after it has come a client that asks makes way for nobody: time to ask what it came for. */
+  readonly graceMs: number
   /** Longest request, without its line end. */
   readonly requestBytes: number
   /** How long a client may take to send a whole request, and may idle between two. */
@@ -55,6 +57,7 @@ export interface ControlLimits {
 export const CONTROL_LIMITS: ControlLimits = {
   connections: 64,
   waiting: 32,
+  graceMs: 500,
   requestBytes: MAX_REQUEST_BYTES,
   requestTimeoutMs: 10_000,
   unreadBytes: 1024 * 1024,
@@ -125,7 +128,8 @@ export async function openControl(options: ControlOptions): Promise<Control> {
   const { path, face, log } = options
   const limits: ControlLimits = { ...CONTROL_LIMITS, ...options.limits }
   const temporary = temporaryName(path)
-  const { replaces } = options
+  const { replaces, mode = 0o600 } = options
+  const isShared = (mode & 0o066) !== 0
   const stale = replaces ? lstat(path) : await findStale(path)
   const connections = new Crowd<Connection>(limits.connections, ({ worth }) => worth)
   const isRoomToWait = (): boolean =>
@@ -135,7 +139,7 @@ export async function openControl(options: ControlOptions): Promise<Control> {
   const server = net.createServer((socket) => {
     // Always there: a socket without an 'error' listener ends the master (ECONNRESET, EPIPE).
     socket.on('error', (error) => log.debug({ err: error }, 'a control connection failed'))
-    const connection = new Connection({ socket, face, log, limits, isRoomToWait })
+    const connection = new Connection({ socket, face, log, limits, isRoomToWait, isShared })
     if (!connections.enter(connection, (spared) => spared.makeWay())) {
       connection.makeWay()
       return
@@ -155,7 +159,7 @@ export async function openControl(options: ControlOptions): Promise<Control> {
       if (!(error instanceof Error) || 'code' in error) throw failure(path, error)
       throw new ControlError(error.message)
     }
-    await listen(server, { path, temporary, mode: options.mode ?? 0o600, gid: options.gid ?? null, stale })
+    await listen(server, { path, temporary, mode, gid: options.gid ?? null, stale })
   } catch (error) {
     removeDirectories(made)
     throw error
@@ -203,6 +207,8 @@ interface ConnectionParts {
   readonly log: ControlLog
   readonly limits: ControlLimits
   readonly isRoomToWait: () => boolean
+  /** Others than the master's user may connect. */
+  readonly isShared: boolean
 }
 
 /** One client: its unread bytes, its one request in flight, its deadline. */
@@ -213,7 +219,9 @@ class Connection {
   readonly #limits: ControlLimits
   readonly #lines: Lines
   readonly #isRoomToWait: () => boolean
+  readonly #isShared: boolean
   #hasAsked = false
+  readonly #since = performance.now()
   #state: 'asking' | 'rolling-out' | 'draining' | 'ordering' | 'stopping' | 'leaving' = 'asking'
   /** Of the reload or rollback that was asked for, while {@link #state} is `rolling-out` or `draining`. */
   #rollout: Handle | null = null
@@ -221,12 +229,13 @@ class Connection {
   #deadline: NodeJS.Timeout | null = null
   #turn: NodeJS.Immediate | null = null
 
-  constructor({ socket, face, log, limits, isRoomToWait }: ConnectionParts) {
+  constructor({ socket, face, log, limits, isRoomToWait, isShared }: ConnectionParts) {
     this.#socket = socket
     this.#face = face
     this.#log = log
     this.#limits = limits
     this.#isRoomToWait = isRoomToWait
+    this.#isShared = isShared
     this.#lines = new Lines(limits.requestBytes)
     this.#awaitRequest()
     socket.on('data', (chunk) => {
@@ -240,11 +249,12 @@ class Connection {
     socket.on('close', () => this.#forget())
   }
 
-  /** For {@link Crowd}: who has something to wait for stays; who has never asked anything goes before who has. */
+  /** For {@link Crowd}: who waits for something, or has just begun to ask, stays; who never asked goes first. */
   get worth(): number {
     if (this.#state === 'leaving') return 0
     if (this.#state !== 'asking') return Infinity
-    return this.#hasAsked ? 2 : 1
+    if (!this.#hasAsked) return 1
+    return performance.now() - this.#since < this.#limits.graceMs ? Infinity : 2
   }
 
   get waits(): boolean {
@@ -254,8 +264,8 @@ class Connection {
   /** Closes at once, for somebody else. An honest client asks as soon as it is connected, and tries again. */
   makeWay(): void {
     const error =
-      `The control socket has ${this.#limits.connections} connections, which is its limit, and this one made way for ` +
-      'a newer one; try again.'
+      `The control socket has ${this.#limits.connections} connections, which is its limit, and this one had to make way; ` +
+      'try again.'
     const isTold = this.#state === 'asking' && this.#socket.writableLength === 0
     this.#forget()
     if (!isTold) return void this.#socket.destroy()
@@ -355,6 +365,14 @@ class Connection {
       }
       case 'upgrade': {
         const { node } = request
+        if (node !== null && this.#isShared) {
+          this.#send({
+            error:
+              "Others than the master's user may connect to this control socket, and whoever does may not choose a " +
+              'program that runs as that user: upgrade without --node.',
+          })
+          return
+        }
         this.#startRollout('promoted', (asker) => this.#face.upgrade({ node }, asker))
         return
       }

@@ -70,6 +70,8 @@ export async function openMetrics(options: MetricsOptions): Promise<Metrics> {
   const asked = new WeakSet<Socket>()
   const crowd = new Crowd<Socket>(limits.connections, (socket) => (asked.has(socket) ? 2 : 1))
   const server = createServer({ maxHeaderSize: limits.headerBytes }, (request, response) => {
+    // Node reads all that is pipelined, and only the first is answered: a hundred scrapes for one packet.
+    if (asked.has(request.socket)) return
     asked.add(request.socket)
     answer(request, options)
       .catch((error: unknown): Answer => {

@@ -246,8 +246,7 @@ t.test('the master: answers or closes, leaks nothing, serves who comes next', as
         if (/[\u0000-\u001f\u007f]/.test(line))
           throw new Error(`a control character: ${JSON.stringify(line)}`)
       }
-      if ((await askStatus(await connectControl(path))).pid !== 4242)
-        throw new Error('the master is not well')
+      await until(() => isServed(path), { timeoutMs: 20_000, what: 'an honest client to be served' })
       face.calls.length = 0
     }),
     { numRuns, seed },
@@ -267,6 +266,16 @@ t.test('the master: answers or closes, leaks nothing, serves who comes next', as
     if (request.node !== null && !request.node.startsWith('/')) t.fail(JSON.stringify(request))
   }
 })
+
+/** Also where a busy machine has taken longer than the 40 ms that a request may: then it asks again. */
+async function isServed(path: string): Promise<boolean> {
+  try {
+    return (await askStatus(await connectControl(path))).pid === STATUS.pid
+  } catch (error) {
+    if (error instanceof ControlError) return false
+    throw error
+  }
+}
 
 /** Gives all whole lines that came, when the connection has ended. */
 async function converse(

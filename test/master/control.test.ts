@@ -472,6 +472,25 @@ t.test('requests', async (t) => {
     t.strictSame(face.calls, ['rollback', 'abort enough', 'rollback', 'detach'])
   })
 
+  t.test('an upgrade to another Node: not for a group', async (t) => {
+    for (const [mode, calls] of [
+      [0o600, ['upgrade', 'upgrade']],
+      [0o660, ['upgrade']],
+    ] as const) {
+      const path = join(scratch(t), 'c.sock')
+      const face = new FakeFace()
+      face.onUpgrade = ({ asker }) => asker.verdict({ ...PROMOTED, kind: 'upgrade' })
+      const control = await openControl({ path, mode, face, log: quiet })
+      t.teardown(() => control.close())
+      const client = await raw(t, path)
+      client.socket.write('{"cmd":"upgrade"}\n{"cmd":"upgrade","node":"/tmp/evil"}\n')
+      await client.got(2)
+      t.strictSame(face.calls, calls)
+      if (mode === 0o660)
+        t.match(client.replies()[1], { error: /may not choose a program .* without --node/ })
+    }
+  })
+
   t.test('orders: done, or refused with the reason, many on one connection', async (t) => {
     const { path, face } = await serve(t)
     const orders: readonly Order[] = [
@@ -596,7 +615,7 @@ t.test('hostile clients', async (t) => {
   })
 
   t.test('too many: who says nothing makes way, and whoever waits for nothing', async (t) => {
-    const { path, face } = await serve(t, { connections: 3, waiting: 2 })
+    const { path, face } = await serve(t, { connections: 3, waiting: 2, graceMs: 0 })
     const waiting = await raw(t, path)
     waiting.socket.write('{"cmd":"reload"}\n')
     await face.called('reload')
@@ -618,6 +637,26 @@ t.test('hostile clients', async (t) => {
     t.match(asked.replies(), [{ hello: {} }, { error: /its limit/, busy: true }])
     face.reloads[0]?.asker.verdict(PROMOTED)
     t.match(JSON.parse((await waiting.got(1))[0] ?? ''), { verdict: PROMOTED })
+  })
+
+  t.test('too many: who has just begun to ask stays until it has its answer', async (t) => {
+    const { path } = await serve(t, { connections: 2, graceMs: 60_000 })
+    const asking = await Promise.all([raw(t, path), raw(t, path)])
+    for (const client of asking) {
+      client.socket.write('{"cmd":"hello"}\n')
+      await client.got(1)
+    }
+    const over = await raw(t, path)
+    await over.closed
+    t.match(over.replies(), [{ error: /its limit/, busy: true }])
+    t.match(await rejection(connectControl(path, { timeoutMs: 300 })), { message: /its limit/ })
+    for (const client of asking) {
+      client.socket.write('{"cmd":"status"}\n')
+      t.equal((await client.got(2)).length, 2)
+    }
+    const later = connectControl(path)
+    asking[0]?.socket.end()
+    ;(await later).close()
   })
 
   t.test('too many that wait: a status still gets in', async (t) => {

@@ -415,13 +415,21 @@ t.test('bad clients', async (t) => {
     await client.ended()
   })
 
-  t.test('pipelined requests: one is answered', async (t) => {
-    const { where } = await serve(t)
-    const client = await openRaw(t, where)
-    client.send('GET /livez HTTP/1.1\r\nHost: x\r\n\r\n'.repeat(100))
-    t.equal((await client.response()).status, 200)
-    await client.ended()
-    t.equal(client.rest, '')
+  t.test('pipelined requests: one is answered, and no other is made', async (t) => {
+    let scrapes = 0
+    const status = () => {
+      scrapes++
+      return STEADY
+    }
+    const { where } = await serve(t, { status })
+    for (const page of ['/livez', '/metrics']) {
+      const client = await openRaw(t, where)
+      client.send(`GET ${page} HTTP/1.1\r\nHost: x\r\n\r\n`.repeat(100))
+      t.equal((await client.response()).status, 200)
+      await client.ended()
+      t.equal(client.rest, '')
+    }
+    t.equal(scrapes, 1)
   })
 
   const connectionMs = 300
