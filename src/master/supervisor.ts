@@ -446,7 +446,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       pinned,
       preload: this.parts.preload,
       inspectorPort: this.parts.inspectorPort(),
-      known: this.listeners.known(),
+      known: this.listeners.known({ listen: pinned.config.listen, identity: pinned.identity }),
       onMessage: (worker, message) => this.onMessage(worker, message),
       onBroken: (worker, reason) => this.onBroken(worker, reason),
       onExit: (worker, exit) => this.onExit(worker, exit),
@@ -514,10 +514,10 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         return this.listeners.proved(handle, message.key, message.error)
       case 'claimed':
         this.extendWhileStarting()
-        if (!this.listeners.has(message.key)) {
+        if (!this.listeners.isFor(message.key, handle.permission)) {
           // Never let into the machine: it would want it of every successor, and none could ever be ready.
           if (!handle.mayBeQuoted(this.log)) return
-          const text = `slot ${handle.slot} says that it listens on ${message.key}, which this master does not hold`
+          const text = `slot ${handle.slot} says that it listens on ${message.key}, which it may not, or this master does not hold`
           return this.log.warn({ ...handle.facts, event: 'claim-refused', listener: message.key }, text)
         }
         this.listeners.claimed(message.key)
@@ -662,7 +662,9 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private readonly leftoverKills = new Map<number, NodeJS.Timeout>()
 
   private tellHeld(listener: KnownListener): void {
-    for (const handle of this.handles.values()) handle.send({ t: 'known', listener })
+    for (const handle of this.handles.values()) {
+      if (this.listeners.isFor(listener.key, handle.permission)) handle.send({ t: 'known', listener })
+    }
   }
 
   private generationEnded(generation: GenerationId): void {
