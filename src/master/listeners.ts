@@ -37,6 +37,8 @@ const PROOF_TIMEOUT_MS = 2 * HANDOVER_TIMEOUT_MS
 const MAX_BACKLOG = 2 ** 31 - 1
 /** After the first generation serves: an app may listen on its second address a little later. */
 const UNCLAIMED_AFTER_MS = 3_000
+/** Bound on a worker's word, and then no worker says that it listens there: it has died, or never meant to. */
+const CLAIM_TIMEOUT_MS = 10_000
 /** Each is a descriptor of ours, and a worker can ask for every port there is: then nothing could be started any more. */
 const MAX_LISTENERS = 1_000
 
@@ -46,6 +48,8 @@ export interface ListenersParts {
   readonly log: { info(facts: object, text: string): void; warn(facts: object, text: string): void }
   /** A listener is held since; workers are told so that they may claim it without asking. */
   onHeld(listener: KnownListener): void
+  /** Is not held any more: nobody has listened there. */
+  onUnclaimed?(key: ListenerKey): void
 }
 
 interface Held {
@@ -110,6 +114,8 @@ export class Listeners {
 
   /** A worker listens there. */
   claimed(key: ListenerKey): void {
+    clearTimeout(this.unclaimed.get(key))
+    this.unclaimed.delete(key)
     if (this.held.get(key)?.activated) this.claimedKeys.add(key)
   }
 
@@ -271,9 +277,21 @@ export class Listeners {
   private keep({ worker }: { readonly worker: WorkerHandle }, held: Held): void {
     const { key } = held.known
     this.held.set(key, held)
-    this.parts.log.info({ ...worker.facts, listener: key }, `holds ${key}`)
+    if (worker.mayBeQuoted(this.parts.log))
+      this.parts.log.info({ ...worker.facts, listener: key }, `holds ${key}`)
+    if (!held.activated) {
+      const timer = setTimeout(() => {
+        this.unclaimed.delete(key)
+        void this.release(key)
+        this.parts.onUnclaimed?.(key)
+      }, CLAIM_TIMEOUT_MS)
+      this.unclaimed.set(key, timer)
+    }
     this.parts.onHeld(held.known)
   }
+
+  /** Those that nobody has listened on yet. */
+  private readonly unclaimed = new Map<ListenerKey, NodeJS.Timeout>()
 
   private answer({ worker, id, address }: Asker, { known, socket }: Held): void {
     if (address.kind !== 'udp') return worker.send({ t: 'answer', id, ok: known })
@@ -389,6 +407,7 @@ export class Listeners {
    * closes it, and the path is the successor's now (FACTS M4). The descriptors go with this process.
    */
   handOver(): void {
+    for (const timer of this.unclaimed.values()) clearTimeout(timer)
     for (const { socket, path } of this.held.values()) {
       path?.abandon()
       this.handedOver.push(socket)
@@ -406,6 +425,7 @@ export class Listeners {
     clearTimeout(this.unclaimedTimer)
     const all = [...this.held.values(), ...[...this.proofs.values()].map(({ held }) => held)]
     for (const { timer } of this.proofs.values()) clearTimeout(timer)
+    for (const timer of this.unclaimed.values()) clearTimeout(timer)
     this.held.clear()
     this.proofs.clear()
     await Promise.all(all.map((held) => this.close(held)))

@@ -148,7 +148,10 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     this.parts = parts
     this.log = parts.log
     const { log, activated } = parts
-    this.listeners = new Listeners({ log, activated, onHeld: (known) => this.tellHeld(known) })
+    this.listeners = new Listeners({
+      ...{ log, activated, onHeld: (known) => this.tellHeld(known) },
+      onUnclaimed: (key) => this.forget(key),
+    })
     this.announcer = new Announcer({
       ...{ log: parts.log, notifier: parts.notifier, handles: this.handles, pinned: this.pinned },
       state: () => this.state,
@@ -279,11 +282,9 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         return this.handles.get(command.worker)?.send({ t: 'step-down' })
       case 'release':
         void this.listeners.release(command.key)
-        this.ticketKeys.forgetListener(command.key)
         // In a stop an app's own `unlink` of its socket on SIGTERM still finds nothing to complain about.
-        if (this.state.top.k === 'stopping') return
-        for (const handle of this.handles.values()) handle.send({ t: 'forget', key: command.key })
-        return
+        if (this.state.top.k === 'stopping') return this.ticketKeys.forgetListener(command.key)
+        return this.forget(command.key)
       case 'unpin':
         this.pinned.delete(command.generation)
         return
@@ -665,6 +666,11 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     for (const handle of this.handles.values()) {
       if (this.listeners.isFor(listener.key, handle.permission)) handle.send({ t: 'known', listener })
     }
+  }
+
+  private forget(key: string): void {
+    this.ticketKeys.forgetListener(key)
+    for (const handle of this.handles.values()) handle.send({ t: 'forget', key })
   }
 
   private generationEnded(generation: GenerationId): void {
