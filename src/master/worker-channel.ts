@@ -27,10 +27,10 @@ import { Allowance } from './allowance.ts'
 export const MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 /**
  * A worker says three things a second; an app that reports by `process.send` as under PM2, some ten. At once, because a master
- * that was stopped for a while finds them all. One message costs 1, and 1 for each kB.
+ * that was stopped for a while finds them all. One message costs 1, and 1 for each 4 kB.
  */
 const MESSAGES = { atOnce: 5_000, perSecond: 200 }
-const BYTES_FOR_ONE = 1_024
+const BYTES_FOR_ONE = 4_096
 /**
  * The time that the master spends on a worker's messages. Its V8 is set to be small, so on a busy machine 300 of them take a
  * second, most of it garbage collection: a flood never gets to the number above, and the master to nothing else.
