@@ -6,10 +6,11 @@
  * Nothing is remembered between calls: a reload calls again and gets what the files say by then.
  */
 import { statSync } from 'node:fs'
-import { basename, dirname, isAbsolute } from 'node:path'
+import { basename, dirname, isAbsolute, resolve } from 'node:path'
 import { safeParse } from 'valibot'
 import type { BaseIssue, InferOutput } from 'valibot'
 import { MAX_UNIX_PATH_BYTES } from './address.ts'
+import type { Place } from './address.ts'
 import * as paths from './config-paths.ts'
 import * as rollout from './config-rollout.ts'
 import type { HookSpec, MetricsAt, ProbeSpec, Strategy, WarmUp } from './config-rollout.ts'
@@ -90,6 +91,8 @@ export interface Config {
   /** A name or a number: as whom a root master's workers run; null: as the master. */
   readonly user: string | null
   readonly group: string | null
+  /** Where workers may listen, unix paths absolute; null: nobody said. */
+  readonly listen: readonly Place[] | null
   readonly metrics: MetricsAt | null
   /** What the user said; see `defaultControlPath` for null. */
   readonly control: string | null
@@ -195,6 +198,8 @@ function readCommandLine(argv: readonly string[], base: string): CommandLine {
       complaints.push(`${flag} is no option of "usr2 run [options] <entry> [args…]"${hint}`)
     } else if (raw === undefined) {
       complaints.push(`${flag} was given without a value; ${mustBe(key)}`)
+    } else if (givens[key] !== undefined && docOf(key).many) {
+      givens[key] = givenAsText(key, `${String(givens[key].raw)},${raw}`, flag, base)
     } else if (givens[key] !== undefined) {
       complaints.push(`${flag} was given twice (${show(givens[key].raw)} and ${show(raw)}); give it once.`)
     } else {
@@ -434,6 +439,7 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     stopDelayMs: output.stopDelay,
     user: output.user ?? null,
     group: output.group ?? null,
+    listen: output.listen?.map((place) => absolute(place, givens.listen?.base ?? here)) ?? null,
     metrics,
     control: controlPath,
     controlMode: Number.parseInt(
@@ -454,6 +460,12 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     )
   }
   return { ok: true, config: freeze(config), warnings }
+}
+
+/** As the guest makes the paths that an app listens on. */
+function absolute(place: Place, base: string): Place {
+  if (place.kind !== 'unix' || place.path.startsWith('\0')) return place
+  return { ...place, path: resolve(base, place.path) }
 }
 
 type Output = InferOutput<typeof schema>

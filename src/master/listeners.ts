@@ -19,6 +19,8 @@ import { CMD } from '../protocol.ts'
 import type { KnownListener, WireAddress, WireError } from '../protocol.ts'
 import { fitting } from './inherited.ts'
 import type { ActivatedSocket } from './inherited.ts'
+import { refusalOf } from './permission.ts'
+import type { Permission } from './permission.ts'
 import { ownerOf } from './port-owner.ts'
 import { KeptUnixPath } from './unix-path.ts'
 import type { BequeathedActivated, BequeathedListener } from './upgrade-wire.ts'
@@ -26,6 +28,8 @@ import type { WorkerHandle } from './worker-handle.ts'
 
 /** How long a worker may take to prove a new bind, or to acknowledge a handle. */
 const HANDOVER_TIMEOUT_MS = 10_000
+/** And to prove it: behind the handle comes one listen(2), in the same turn of its loop. */
+const PROOF_TIMEOUT_MS = 2 * HANDOVER_TIMEOUT_MS
 /**
  * For sockets that were passed to us: listen(2) cuts it to net.core.somaxconn, so it never lowers what the unit's
  * Backlog= gave; Node's 511 would. (What that is now, nothing in /proc tells.)
@@ -33,6 +37,10 @@ const HANDOVER_TIMEOUT_MS = 10_000
 const MAX_BACKLOG = 2 ** 31 - 1
 /** After the first generation serves: an app may listen on its second address a little later. */
 const UNCLAIMED_AFTER_MS = 3_000
+/** Bound on a worker's word, and then no worker says that it listens there: it has died, or never meant to. */
+const CLAIM_TIMEOUT_MS = 10_000
+/** Each is a descriptor of ours, and a worker can ask for every port there is: then nothing could be started any more. */
+const MAX_LISTENERS = 1_000
 
 export interface ListenersParts {
   /** What the service manager passed. */
@@ -42,6 +50,8 @@ export interface ListenersParts {
   onHeld(listener: KnownListener): void
   /** A worker of a killed master may have an address that is in use: whether it is worth another try. */
   makeWay?(address: Address): Promise<boolean>
+  /** Is not held any more: nobody has listened there. */
+  onUnclaimed?(key: ListenerKey): void
 }
 
 interface Held {
@@ -64,6 +74,8 @@ interface Proof {
   readonly prover: WorkerHandle
   readonly held: Held
   readonly waiting: Asker[]
+  /** Others wait for it, too. */
+  readonly timer: NodeJS.Timeout
 }
 
 export class Listeners {
@@ -85,8 +97,14 @@ export class Listeners {
   }
 
   /** For the workers. */
-  known(): KnownListener[] {
-    return [...this.held.values()].map(({ known }) => known)
+  known(permission: Permission): KnownListener[] {
+    return [...this.held.values()].flatMap((held) => (isFor(held, permission) ? [held.known] : []))
+  }
+
+  /** Whether it is held, and a worker may listen there. */
+  isFor(key: ListenerKey, permission: Permission): boolean {
+    const held = this.held.get(key)
+    return held !== undefined && isFor(held, permission)
   }
 
   /** For people: without what the service manager passed and nobody listens on. */
@@ -98,6 +116,8 @@ export class Listeners {
 
   /** A worker listens there. */
   claimed(key: ListenerKey): void {
+    clearTimeout(this.unclaimed.get(key))
+    this.unclaimed.delete(key)
     if (this.held.get(key)?.activated) this.claimedKeys.add(key)
   }
 
@@ -129,13 +149,35 @@ export class Listeners {
   claim(worker: WorkerHandle, id: number, wire: WireAddress): void {
     const address = wire as Address
     const key = listenerKey(address)
+    const asker = { worker, id, address }
     const held = this.held.get(key)
-    if (held) return this.answer({ worker, id, address }, held)
-    const proof = this.proofs.get(key)
-    if (proof) return void proof.waiting.push({ worker, id, address })
+    if (held?.activated) return this.answer(asker, held)
     const [first, ...others] = fitting(address, this.activated, isSamePath)
-    if (first) return this.lend({ worker, id, address }, key, [first, ...others])
-    void this.bind({ worker, id, address }, key)
+    if (first) return this.lend(asker, key, [first, ...others])
+    const refusal = refusalOf(address, worker.permission)
+    if (refusal !== null) return this.refuse(asker, { code: 'EACCES', errno: -13 }, refusal)
+    if (held) return this.answer(asker, held)
+    const proof = this.proofs.get(key)
+    if (proof) return void proof.waiting.push(asker)
+    if (this.held.size + this.proofs.size + this.binding >= MAX_LISTENERS) {
+      const text = `could not bind ${key}: this master holds ${MAX_LISTENERS} listeners, and no more than that`
+      return this.refuse(asker, { code: 'EMFILE', errno: -24 }, text)
+    }
+    this.binding++
+    void this.bind(asker, key).finally(() => this.binding--)
+  }
+  /** Claims that are being looked at. */
+  private binding = 0
+
+  private refuse(
+    { worker, id, address }: Asker,
+    error: Pick<WireError, 'code' | 'errno'>,
+    why: string,
+  ): void {
+    const facts = { ...worker.facts, event: 'claim-refused', listener: listenerKey(address) }
+    if (worker.mayBeQuoted(this.parts.log)) this.parts.log.warn(facts, why)
+    worker.explain(why)
+    worker.send({ t: 'answer', id, error: { ...error, syscall: address.kind === 'udp' ? 'bind' : 'listen' } })
   }
 
   /** The service manager's sockets under the key that the app asks for. */
@@ -171,12 +213,8 @@ export class Listeners {
 
   private async bind(asker: Asker, key: ListenerKey): Promise<void> {
     const { worker, id, address } = asker
-    const syscall = address.kind === 'udp' ? 'bind' : 'listen'
-    const refuse = (error: WireError, why: string): void => {
-      this.parts.log.warn({ ...worker.facts, listener: key }, why)
-      worker.explain(why)
-      worker.send({ t: 'answer', id, error })
-    }
+    const refuse = (code: string, errno: number, why: string): void =>
+      this.refuse(asker, { code, errno }, why)
     const rival = [...this.held.values(), ...[...this.proofs.values()].map((p) => p.held)].find((other) =>
       overlaps(other.address, address),
     )
@@ -184,10 +222,7 @@ export class Listeners {
       const whose = rival.activated
         ? `which the service manager passed (${rival.activated.name}): let the app listen on that, or change the .socket unit`
         : `which this master holds (if the app has moved there: usr2 reload --drop ${rival.known.key}, or stop and start)`
-      return refuse(
-        { code: 'EADDRINUSE', errno: -98, syscall },
-        `could not bind ${key}: it overlaps ${rival.known.key}, ${whose}`,
-      )
+      return refuse('EADDRINUSE', -98, `could not bind ${key}: it overlaps ${rival.known.key}, ${whose}`)
     }
     try {
       await removeStale(address)
@@ -199,7 +234,10 @@ export class Listeners {
         this.keep(asker, held)
         return this.answer(asker, held)
       }
-      this.proofs.set(key, { prover: worker, held, waiting: [] })
+      const timer = setTimeout(() => {
+        this.proved(worker, key, { code: 'ETIMEDOUT', errno: -110, syscall: 'listen' })
+      }, PROOF_TIMEOUT_MS)
+      this.proofs.set(key, { prover: worker, held, waiting: [], timer })
       const message = { cmd: CMD, t: 'handle', purpose: 'verify', listener: held.known, id }
       held.socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS }).catch(() => {
         this.proved(worker, key, { code: 'ECANCELED', errno: -125, syscall: 'listen' })
@@ -208,13 +246,13 @@ export class Listeners {
       if (!(error instanceof BindError)) {
         // A worker's word is not to be trusted: an address that is none must not end the master.
         const why = error instanceof Error ? error.message : String(error)
-        return refuse({ code: 'EINVAL', errno: -22, syscall }, `could not bind ${key}: ${why}`)
+        return refuse('EINVAL', -22, `could not bind ${key}: ${why}`)
       }
       const isInUse = error.code === 'EADDRINUSE'
       if (isInUse && (await this.parts.makeWay?.(address))) return this.claim(worker, id, address)
       const owner = isInUse ? ownerOf(address) : null
       const { code, errno } = error
-      refuse({ code, errno, syscall }, `could not bind ${key}: ${hintFor(code, owner, error.message)}`)
+      refuse(code, errno, `could not bind ${key}: ${hintFor(code, owner, error.message)}`)
     }
   }
 
@@ -245,9 +283,21 @@ export class Listeners {
   private keep({ worker }: { readonly worker: WorkerHandle }, held: Held): void {
     const { key } = held.known
     this.held.set(key, held)
-    this.parts.log.info({ ...worker.facts, listener: key }, `holds ${key}`)
+    if (worker.mayBeQuoted(this.parts.log))
+      this.parts.log.info({ ...worker.facts, listener: key }, `holds ${key}`)
+    if (!held.activated) {
+      const timer = setTimeout(() => {
+        this.unclaimed.delete(key)
+        void this.release(key)
+        this.parts.onUnclaimed?.(key)
+      }, CLAIM_TIMEOUT_MS)
+      this.unclaimed.set(key, timer)
+    }
     this.parts.onHeld(held.known)
   }
+
+  /** Those that nobody has listened on yet. */
+  private readonly unclaimed = new Map<ListenerKey, NodeJS.Timeout>()
 
   private answer({ worker, id, address }: Asker, { known, socket }: Held): void {
     if (address.kind !== 'udp') return worker.send({ t: 'answer', id, ok: known })
@@ -262,6 +312,7 @@ export class Listeners {
     const proof = this.proofs.get(key)
     if (!proof || proof.prover !== worker) return
     this.proofs.delete(key)
+    clearTimeout(proof.timer)
     if (error === null) {
       this.keep({ worker }, proof.held)
       for (const asker of proof.waiting) this.answer(asker, proof.held)
@@ -381,6 +432,7 @@ export class Listeners {
   handOver(): void {
     // It is the successor's to say now: here nothing is claimed any more.
     clearTimeout(this.unclaimedTimer)
+    for (const timer of this.unclaimed.values()) clearTimeout(timer)
     for (const { socket, path } of this.held.values()) {
       path?.abandon()
       this.handedOver.push(socket)
@@ -403,6 +455,8 @@ export class Listeners {
   async closeAll(): Promise<void> {
     clearTimeout(this.unclaimedTimer)
     const all = [...this.held.values(), ...[...this.proofs.values()].map(({ held }) => held)]
+    for (const { timer } of this.proofs.values()) clearTimeout(timer)
+    for (const timer of this.unclaimed.values()) clearTimeout(timer)
     this.held.clear()
     this.proofs.clear()
     await Promise.all(all.map((held) => this.close(held)))
@@ -421,6 +475,10 @@ export class Listeners {
     }
   }
 }
+
+/** What the service manager passed is the operator's choice, too. */
+const isFor = ({ activated, address }: Held, permission: Permission): boolean =>
+  activated !== undefined || refusalOf(address, permission) === null
 
 /** `/var/run/a.sock` and `/run/a.sock` are one. */
 function isSamePath(a: string, b: string): boolean {

@@ -157,6 +157,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     this.listeners = new Listeners({
       ...{ log, activated, onHeld: (known) => this.tellHeld(known) },
       makeWay: async (address) => (await parts.makeWay?.(address)) ?? false,
+      onUnclaimed: (key) => this.forget(key),
     })
     this.announcer = new Announcer({
       ...{ log: parts.log, notifier: parts.notifier, handles: this.handles, pinned: this.pinned },
@@ -288,11 +289,9 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         return this.handles.get(command.worker)?.send({ t: 'step-down' })
       case 'release':
         void this.listeners.release(command.key)
-        this.ticketKeys.forgetListener(command.key)
         // In a stop an app's own `unlink` of its socket on SIGTERM still finds nothing to complain about.
-        if (this.state.top.k === 'stopping') return
-        for (const handle of this.handles.values()) handle.send({ t: 'forget', key: command.key })
-        return
+        if (this.state.top.k === 'stopping') return this.ticketKeys.forgetListener(command.key)
+        return this.forget(command.key)
       case 'unpin':
         this.pinned.delete(command.generation)
         return
@@ -468,7 +467,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       pinned,
       preload: this.parts.preload,
       inspectorPort: this.parts.inspectorPort(),
-      known: this.listeners.known(),
+      known: this.listeners.known({ listen: pinned.config.listen, identity: pinned.identity }),
       onMessage: (worker, message) => this.onMessage(worker, message),
       onBroken: (worker, reason) => this.onBroken(worker, reason),
       onExit: (worker, exit) => this.onExit(worker, exit),
@@ -536,10 +535,10 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         return this.listeners.proved(handle, message.key, message.error)
       case 'claimed':
         this.extendWhileStarting()
-        if (!this.listeners.has(message.key)) {
+        if (!this.listeners.isFor(message.key, handle.permission)) {
           // Never let into the machine: it would want it of every successor, and none could ever be ready.
           if (!handle.mayBeQuoted(this.log)) return
-          const text = `slot ${handle.slot} says that it listens on ${message.key}, which this master does not hold`
+          const text = `slot ${handle.slot} says that it listens on ${message.key}, which it may not, or this master does not hold`
           return this.log.warn({ ...handle.facts, event: 'claim-refused', listener: message.key }, text)
         }
         this.listeners.claimed(message.key)
@@ -684,7 +683,14 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private readonly leftoverKills = new Map<number, NodeJS.Timeout>()
 
   private tellHeld(listener: KnownListener): void {
-    for (const handle of this.handles.values()) handle.send({ t: 'known', listener })
+    for (const handle of this.handles.values()) {
+      if (this.listeners.isFor(listener.key, handle.permission)) handle.send({ t: 'known', listener })
+    }
+  }
+
+  private forget(key: string): void {
+    this.ticketKeys.forgetListener(key)
+    for (const handle of this.handles.values()) handle.send({ t: 'forget', key })
   }
 
   private generationEnded(generation: GenerationId): void {

@@ -26,11 +26,18 @@ import { Allowance } from './allowance.ts'
  */
 export const MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 /**
- * A worker says three things a second; an app that reports by `process.send` as under PM2, some hundred. At once, because
- * a master that was stopped for a minute finds them all. One message costs 1, and 1 for each kB.
+ * A worker says three things a second; an app that reports by `process.send` as under PM2, some ten. At once, because a master
+ * that was stopped for a while finds them all. One message costs 1, and 1 for each 4 kB.
  */
-const MESSAGES = { atOnce: 20_000, perSecond: 1_000 }
-const BYTES_FOR_ONE = 1_024
+const MESSAGES = { atOnce: 5_000, perSecond: 200 }
+const BYTES_FOR_ONE = 4_096
+/**
+ * The time that the master spends on a worker's messages. Its V8 is set to be small, so on a busy machine 300 of them take a
+ * second, most of it garbage collection: a flood never gets to the number above, and the master to nothing else.
+ */
+const BUSY_MS = { atOnce: 2_000, perSecond: 100 }
+/** Of one message: a pause of the whole machine falls into one. */
+const MAX_BUSY_MS = 50
 /** Messages that wait until a worker reads them, some hundred bytes each: Node would keep any number. */
 export const MAX_UNREAD = 5_000
 /** Between the end of a channel and that of its process. */
@@ -39,6 +46,7 @@ const ENDING_MS = 1_000
 /** Whose messages the master takes; `NODE_FD_PASSING_` is native-free-fd-passing. */
 const OURS = [CMD, 'NODE_FD_PASSING_READY', 'NODE_FD_PASSING_ACK']
 const NEWLINE = 10
+const FLOODS = 'floods the master with messages'
 
 /** Node's native pipe, as far as it is touched here. */
 interface ChannelHandle {
@@ -58,6 +66,7 @@ export class WorkerChannel {
   private readonly onBroken: (reason: string) => void
   private readonly handle: ChannelHandle | null
   private readonly allowance = new Allowance(MESSAGES, performance.now())
+  private readonly time = new Allowance(BUSY_MS, performance.now())
   private lineBytes = 0
   private unread = 0
   private isBroken = false
@@ -120,15 +129,24 @@ export class WorkerChannel {
       return `sent a message of more than ${MAX_MESSAGE_BYTES / 1024 / 1024} MB`
     }
     const cost = messages + bytes.length / BYTES_FOR_ONE
-    return this.allowance.take(cost, performance.now()) ? null : 'floods the master with messages'
+    return this.allowance.take(cost, performance.now()) ? null : FLOODS
   }
 
   /** Before any listener: Node's own is one of them. */
   private guardMessages(): void {
     const child: EventEmitter = this.child
     const emit = child.emit.bind(child)
-    child.emit = (event: string | symbol, ...args: unknown[]): boolean =>
-      event === 'internalMessage' && !this.isExpected(args[0]) ? true : emit(event, ...args)
+    child.emit = (event: string | symbol, ...args: unknown[]): boolean => {
+      if (event !== 'internalMessage' && event !== 'message') return emit(event, ...args)
+      if (this.isBroken || (event === 'internalMessage' && !this.isExpected(args[0]))) return true
+      const since = performance.now()
+      try {
+        return emit(event, ...args)
+      } finally {
+        const now = performance.now()
+        if (!this.time.take(Math.min(now - since, MAX_BUSY_MS), now)) this.breakOff(FLOODS)
+      }
+    }
   }
 
   private isExpected(message: unknown): boolean {

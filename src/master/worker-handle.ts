@@ -25,6 +25,7 @@ import { idsOf } from './identity.ts'
 import { NO_COUNTS, ledgerOf } from './ledger.ts'
 import type { Ledger } from './ledger.ts'
 import { Allowance } from './allowance.ts'
+import type { Permission } from './permission.ts'
 import { WorkerChannel } from './worker-channel.ts'
 import { fromWorker } from './worker-word.ts'
 
@@ -171,6 +172,12 @@ export class WorkerHandle {
   get ledger(): Ledger {
     const leave = this.alive ? 'here' : this.saidDrained ? 'left' : 'died'
     return ledgerOf(this.counts, this.slowest, leave)
+  }
+
+  /** Where it may listen: as its generation was configured. */
+  get permission(): Permission {
+    const { config, identity } = this.parts.pinned
+    return { listen: config.listen, identity }
   }
 
   send(message: ToWorker): void {
