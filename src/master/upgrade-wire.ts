@@ -14,7 +14,8 @@
  *      | <--------- stop, or stop --------> |   whoever is asked to stop takes the other one along
  *      | (the channel closes: it has left)  |
  *
- * Before took-over either may end the attempt: `leave`, `failed`, or the channel closing.
+ * Until the old one has heard took-over either may end the attempt: `leave`, `failed`, or the channel closing. A stop that
+ * comes before (the control socket is the new one's already) is the old one's, too.
  */
 import * as v from 'valibot'
 
@@ -107,7 +108,7 @@ export type ToSuccessor =
       readonly ticketKeys: BequeathedKeys | null
       readonly versions: readonly BequeathedVersion[]
     }
-  /** Before `took-over`: end yourself and your workers. */
+  /** End yourself and your workers, and give back what you took: the other one goes on. */
   | { readonly t: 'leave'; readonly reason: string }
   /** `directories`: made for the control socket, so to be removed with it. */
   | { readonly t: 'take-over'; readonly directories: readonly string[] }
