@@ -24,6 +24,11 @@ const INTERRUPTED = 130
  * SuccessExitStatus= tells this status from a failure, which would leave a clean stop `failed`.
  */
 const TERMINATED = 143
+/**
+ * systemd sends SIGTERM to the master first, and its verdict, that it was told to stop, can be here before ours: on a busy
+ * machine by some 20 ms.
+ */
+const TERM_GRACE_MS = 200
 
 /** How long an aborted rollout may take to say so. It ends at once, unless others asked for it too. */
 const ABORT_GRACE_MS = 10_000
@@ -47,6 +52,7 @@ export async function followRollout(following: Following): Promise<number> {
   let verdict: Verdict | null = null
   let detached = false
   let failed = FAILED
+  let wake = () => {}
 
   /** Set once the rollout is to end, or the wait for its drain: why, as the end of a sentence. */
   let gaveUp: string | null = null
@@ -67,6 +73,7 @@ export async function followRollout(following: Following): Promise<number> {
       : setTimeout(() => giveUp(`--timeout ${timeout} expired`), parseDuration(timeout))
   const onTerm = () => {
     failed = TERMINATED
+    wake()
     giveUp('the client that asked for it got SIGTERM')
   }
   const onInt = () => {
@@ -100,6 +107,12 @@ export async function followRollout(following: Following): Promise<number> {
     if (end.verdict.outcome === 'promoted') return OK
     if (gaveUp !== null && !end.verdict.text.includes(gaveUp))
       fail(`The ${what} was aborted: ${gaveUp}.`, json)
+    if (end.verdict.outcome === 'overtaken' && gaveUp === null) {
+      await new Promise<void>((resolve) => {
+        wake = resolve
+        setTimeout(resolve, TERM_GRACE_MS)
+      })
+    }
     return failed
   } catch (error) {
     if (!(error instanceof MasterLostError)) throw error

@@ -113,8 +113,8 @@ export const unit = (name, text) => {
 }
 
 /**
- * Answers with facts about itself. `/slow` says its head at once and the rest a second later (`?ms=`: so long), `/hang`
- * blocks the event loop for good, as does a start while `HOME/hang` exists.
+ * Answers with facts about itself. `/slow` takes 200 ms, `/held` says its head at once and the rest when `HOME/held` does not
+ * exist any more, `/hang` blocks the event loop for good, as does a start while `HOME/hang` exists.
  */
 const program = ({ version, home, places, listenAfterMs = 0, prologue = '' }) => `${prologue}
 const http = require('node:http')
@@ -129,9 +129,15 @@ const facts = JSON.stringify({
 })
 const answer = ({ url }, response) => {
   if (url === '/hang') return hang()
-  if (!url.startsWith('/slow')) return response.end(facts)
+  const say = () => response.end(facts)
+  if (url === '/slow') return setTimeout(say, 200)
+  if (url !== '/held') return say()
   response.write(' ')
-  setTimeout(() => response.end(facts), Number(new URL(url, 'http://x').searchParams.get('ms') ?? 1000))
+  const look = setInterval(() => {
+    if (existsSync(${JSON.stringify(`${home}/held`)})) return
+    clearInterval(look)
+    say()
+  }, 20)
 }
 setTimeout(() => {
   for (const where of ${JSON.stringify(places)}) http.createServer(answer).listen(where.socketPath ?? where)
@@ -216,10 +222,9 @@ export class App {
     return Number(await this.property('MainPID'))
   }
 
-  /** The log of the master from `since` (a cursor of {@link now}) on, as objects. Lines of others are left out. */
-  async log(since) {
-    const from = since === undefined ? [] : [`--after-cursor=${since}`]
-    const entries = await journal('-u', this.unit, ...from)
+  /** The log of its masters, as objects. */
+  async log() {
+    const entries = await journal('-u', this.unit)
     return entries.flatMap(({ MESSAGE }) => {
       const isOurs = typeof MESSAGE === 'string' && MESSAGE.startsWith('{')
       return isOurs ? [JSON.parse(MESSAGE)] : []
@@ -247,17 +252,41 @@ export class App {
     await until('the unit to be active', async () => (await this.property('ActiveState')) === 'active')
   }
 
+  /** Four requests whose heads have come, and that end when they are let go. */
+  async hold() {
+    const file = `${this.home}/held`
+    fs.writeFileSync(file, '')
+    const held = []
+    const begin = () => new Promise((head) => held.push(this.get('/held', false, head).finally(head)))
+    await Promise.all(Array.from({ length: 4 }, begin))
+    const ended = Promise.allSettled(held)
+    return {
+      letGo: () => fs.rmSync(file, { force: true }),
+      /** The errors of those that were not answered; settles when the last one has ended. */
+      lost: async () =>
+        (await ended).flatMap(({ status, reason }) => (status === 'rejected' ? [nameOf(reason)] : [])),
+    }
+  }
+
   /**
-   * Stops it with four requests in flight, and asserts that they are answered and nothing is left.
+   * `systemctl stop`, or `restart`, with four requests in flight that end only when it is under way, and are answered.
    *
    * @param more units to be stopped with it
    */
+  async endsAnswering(verb, ...more) {
+    const held = await this.hold()
+    const ending = this.systemctl(verb, ...more)
+    await until('the stop', async () => (await this.property('ActiveState')) === 'deactivating')
+    held.letGo()
+    await succeeds(ending)
+    assert.deepEqual(await held.lost(), [], 'what was in flight was answered')
+  }
+
+  /** Stops it as {@link endsAnswering}, and asserts that nothing is left. */
   async stopsClean(...more) {
     await this.settles()
     const before = await this.footprint()
-    const held = await hold(this.places[0], 4)
-    await succeeds(this.systemctl('stop', ...more))
-    assert.deepEqual(await held.lost(), [], 'what was in flight at the stop was answered')
+    await this.endsAnswering('stop', ...more)
     await this.leftNothing(before)
   }
 
@@ -274,7 +303,7 @@ export class App {
     const { master } = await this.get('/')
     assert.equal(master, await this.mainPid())
     const pids = await this.processes()
-    const held = await hold(this.places[0], 4, 60_000)
+    const held = await this.hold()
     await kill(master)
     const goneAt = await gone(pids)
     await this.answers('by another master', (answer) => answer.master && answer.master !== master)
@@ -308,8 +337,8 @@ export class App {
 
   // ---- Traffic ----------------------------------------------------------------------------------------------------------
 
-  get(path, agent) {
-    return get(this.places[0], path, agent)
+  get(path, agent, onHead) {
+    return get(this.places[0], path, agent, onHead)
   }
 
   /** What its newest connections are answered by, asked until `isIt`. An answer that fails is an empty one. */
@@ -341,19 +370,12 @@ const processesIn = (cgroup) => {
   return text === '' ? [] : text.split('\n').map(Number)
 }
 
-/** A cursor of the journal: what is said later comes after it. */
-export async function now() {
-  await run('journalctl', '--sync')
-  const [{ __CURSOR: cursor }] = await journal('-n', '1')
-  return cursor
-}
-
 // ---- Traffic ------------------------------------------------------------------------------------------------------------
 
 /** One request, no retry. `onHead` is called when the head of the response is here. */
 export function get(where, path = '/', agent = false, onHead = () => {}) {
   return new Promise((resolve, reject) => {
-    const request = http.get({ ...where, path, agent, timeout: 20_000 }, (response) => {
+    const request = http.get({ ...where, path, agent, timeout: 60_000 }, (response) => {
       onHead()
       let body = ''
       response.on('data', (chunk) => (body += chunk))
@@ -363,30 +385,12 @@ export function get(where, path = '/', agent = false, onHead = () => {}) {
         else resolve(JSON.parse(body))
       })
     })
-    request.on('timeout', () => request.destroy(new Error('no answer in 20 s')))
+    request.on('timeout', () => request.destroy(new Error('no answer in 60 s')))
     request.on('error', (error) => reject(Object.assign(error, { onKept: request.reusedSocket })))
   })
 }
 
 const nameOf = (error) => error.code ?? error.message
-
-/** `count` requests that are being answered, each for `ms` from now. */
-export async function hold(where, count, ms = 1000) {
-  const held = []
-  const begun = Array.from(
-    { length: count },
-    () => new Promise((head) => held.push(get(where, `/slow?ms=${ms}`, false, head).finally(head))),
-  )
-  const ended = Promise.allSettled(held)
-  await Promise.all(begun)
-  return {
-    /** The errors of those that were not answered; settles when the last one has ended. */
-    lost: async () =>
-      (await ended).flatMap(({ status, reason }) => (status === 'rejected' ? [nameOf(reason)] : [])),
-    /** The version that each answer came from. */
-    versions: async () => (await ended).flatMap(({ value }) => (value ? [value.version] : [])),
-  }
-}
 
 /** The kernel said at once that nobody listens: the request never reached anybody. */
 const REFUSED = ['ECONNREFUSED', 'ENOENT']
@@ -418,7 +422,7 @@ export class Traffic {
       ...times(4, () => this.#client(first, '/', kept())),
       ...times(4, () => this.#client(first, '/', false)),
       ...others.flatMap((where) => times(4, () => this.#client(where, '/', false))),
-      ...times(slow, () => this.#client(first, '/slow?ms=200', false)),
+      ...times(slow, () => this.#client(first, '/slow', false)),
     ]
   }
 

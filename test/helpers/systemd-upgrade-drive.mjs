@@ -6,7 +6,7 @@
  */
 import assert from 'node:assert/strict'
 import * as fs from 'node:fs'
-import { App, USR2, end, hold, installUsr2, journal, row, succeeds, unit, until } from './systemd-box.mjs'
+import { App, USR2, end, installUsr2, journal, row, succeeds, unit, until } from './systemd-box.mjs'
 
 await installUsr2()
 const CLI = `${USR2}/dist/cli.mjs`
@@ -31,7 +31,6 @@ const tell = (name, story) => row(name, story, { since })
 
 const box = new App('box', { places, service: ['WatchdogSec=2', ...service] })
 box.client = ['node', HEALTHY]
-const [place] = places
 if (socket) unit(socket, '[Socket]\nListenStream=127.0.0.1:8080\nListenStream=/run/box.sock\n')
 const starts = () => succeeds(box.start())
 /** With its sockets, so that no client starts it again. */
@@ -129,24 +128,22 @@ await tell('a stop before the new master has taken over', async (say) => {
   await box.says('version late has been started')
   await traffic.lostNone(say)
   const before = await box.footprint()
-  const held = await hold(place, 4)
-  await succeeds(box.systemctl('stop'))
+  await box.endsAnswering('stop')
   const { status, text } = await upgrading
   assert.equal(status, 1)
   assert.match(text, /told to stop/)
-  assert.deepEqual(await held.lost(), [], 'what was in flight was answered')
   await box.leftNothing(before)
 })
 
 await tell('a stop while the old master drains', async (say) => {
   box.deploy('1')
   await starts()
-  const held = await hold(place, 4, 4000)
+  const held = await box.hold()
   const { before, text } = await upgrades()
   say(text)
   assert.ok(fs.existsSync(`/proc/${before}`), 'the old one waits for its requests')
   const footprint = await box.footprint()
-  await succeeds(box.systemctl('stop'))
+  await box.endsAnswering('stop')
   assert.deepEqual(await held.lost(), [], 'what was in flight in the old one was answered')
   await box.leftNothing(footprint)
 })
@@ -155,9 +152,7 @@ await tell('systemctl restart of a master that was upgraded', async (say) => {
   await starts()
   const { after } = await upgrades()
   await box.settles()
-  const held = await hold(place, 4)
-  await succeeds(box.systemctl('restart'))
-  assert.deepEqual(await held.lost(), [], 'what was in flight was answered')
+  await box.endsAnswering('restart')
   const { master } = await box.answers(
     'by another master',
     (answer) => answer.master && answer.master !== after,
