@@ -121,7 +121,7 @@ t.test('an app that handles the end of its channel itself loses nothing', async 
 })
 
 t.test('a leader has returned before the next master has one', async (t) => {
-  const app = await startApp(t, { env: { LEAD: '1' } })
+  const app = await startApp(t, { env: { LEAD: '3000' } })
   await app.usr2.ready()
   const [pid = 0] = await workersOf(app)
   await app.usr2.process.line(`leads ${pid}`)

@@ -195,7 +195,7 @@ t.test('in the midst of an upgrade', async (t) => {
   const begin = async (t: Test, env: Record<string, string> = {}) => {
     const app = await startApp(t, {
       flags: ['--workers', '2', '--drain-timeout', '10s'],
-      env: { LEAD: '1', ...env },
+      env: { LEAD: '500', ...env },
     })
     await app.usr2.ready()
     const slow = await openRaw(t, { port: app.port })
