@@ -2,7 +2,6 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import t from 'tap'
 import type { Test } from 'tap'
-import { withoutEscapes } from '../../src/master/pretty.ts'
 import { Allowance } from '../../src/master/allowance.ts'
 import { MAX_MESSAGE_BYTES, MAX_UNREAD, WorkerChannel } from '../../src/master/worker-channel.ts'
 import { withoutTap } from '../helpers/spawn.ts'
@@ -90,10 +89,4 @@ t.test('an allowance', async (t) => {
   t.ok(allowance.take(1, 500))
   t.ok(allowance.take(10, 60_000), 'never more than at once')
   t.notOk(allowance.take(1, 60_000))
-})
-
-t.test('no escape sequence reaches a terminal', async (t) => {
-  const text = '\u001b[2J \b\r \u0000 \u007f\u009b \n\t\\u001b \\ "é \ud800'
-  const shown = JSON.parse(withoutEscapes(JSON.stringify({ text }))) as { text: string }
-  t.equal(shown.text, '\\u001b[2J \\b\\r \\u0000 \\u007f\\u009b \n\t\\u001b \\ "é \ud800')
 })
