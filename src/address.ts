@@ -92,3 +92,72 @@ function contains(wide: TcpAddress | UdpAddress, other: TcpAddress | UdpAddress)
   if (wide.host === '::') return !isV4 || !wide.ipv6Only
   return false
 }
+
+/** An address that an operator writes down. `host` null: every address of that port. */
+export type Place =
+  | {
+      readonly kind: 'tcp' | 'udp'
+      readonly host: string | null
+      readonly port: number
+      readonly ipv6Only?: true
+    }
+  /** Not necessarily absolute. */
+  | { readonly kind: 'unix'; readonly path: string }
+
+const PORT = /^(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])$/
+const IPV4 = /^(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?!$)|$)){4}$/
+const IPV6 = /^(?=.*:.*:)[0-9a-fA-F:.]+$/
+
+/**
+ * What people type, `3000`, `127.0.0.1:3000`, `[::1]:3000`, `udp:53`, `/run/shop.sock`, `./shop.sock`, `@shop` (abstract),
+ * and what `usr2 status` shows: a {@link ListenerKey}.
+ *
+ * @returns undefined for any other text; host names too, which nobody looks up
+ */
+export function parsePlace(text: string): Place | undefined {
+  const [, scheme, value = ''] = /^(?:(tcp|udp|unix):)?(.*)$/s.exec(text) ?? []
+  const [, ipv6, only, ipv4, port = ''] =
+    /^(?:\[([^\]]*)\]:(?=\d+(\/ipv6only)?$)|([^:[\]/]*):)?(\d+)(?:\/ipv6only)?$/.exec(value) ?? []
+  if (PORT.test(port) && scheme !== 'unix') {
+    if (ipv6 !== undefined ? !IPV6.test(ipv6) : ipv4 !== undefined && !IPV4.test(ipv4)) return undefined
+    if (only === undefined && value.endsWith('/ipv6only')) return undefined
+    const kind = scheme === 'udp' ? 'udp' : 'tcp'
+    return {
+      kind,
+      host: ipv6 ?? ipv4 ?? null,
+      port: Number(port),
+      ...(only !== undefined && { ipv6Only: true }),
+    }
+  }
+  const isPath = /^(?:@.|[^@]*\/)[^\u0000-\u001f\u007f]*$/.test(value) && !/[\u0000-\u001f\u007f]/.test(value)
+  if (!isPath || scheme === 'tcp' || scheme === 'udp') return undefined
+  // An abstract name's first byte is the NUL that the @ stands for.
+  const path = value.replace(/^@/, '\0')
+  return utf8Bytes(path) <= MAX_UNIX_PATH_BYTES ? { kind: 'unix', path } : undefined
+}
+
+const utf8Bytes = (text: string): number => encodeURIComponent(text).replace(/%../g, 'x').length
+
+/**
+ * Whether who may listen at `place` may listen at `asked`: there, or on less of it. `3000` is every address of that port,
+ * `[::]:3000` too, since a socket of IPv6 takes IPv4 as well; `0.0.0.0:3000` is those of IPv4. A bare `listen(3000)` asks for
+ * `[::]:3000`, which is more than `0.0.0.0:3000`.
+ */
+export function takesIn(place: Place, asked: Address): boolean {
+  if (place.kind === 'unix' || asked.kind === 'unix') {
+    return place.kind === 'unix' && asked.kind === 'unix' && place.path === asked.path
+  }
+  if (place.kind !== asked.kind || place.port !== asked.port) return false
+  const { host, ipv6Only = false } = place
+  const isV4 = !asked.host.includes(':') || /^::ffff:/i.test(asked.host)
+  if (host === null) return true
+  if (host === '0.0.0.0') return isV4
+  if (ipv6Only && (isV4 || (asked.host === '::' && !asked.ipv6Only))) return false
+  return host === '::' || host === asked.host
+}
+
+/** As {@link parsePlace} reads it. */
+export function placeText(place: Place): string {
+  if (place.kind === 'unix') return `unix:${place.path.replace(/^\0/, '@')}`
+  return place.host === null ? `${place.kind}:${place.port}` : listenerKey({ ...place, host: place.host })
+}

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { commandUsage, parseArguments, splitOptions, type Command } from './cli-args.ts'
-import { formatDuration, printable } from './cli-text.ts'
+import { asJson, formatDuration, printable } from './cli-text.ts'
 import { controlCandidates, loadConfig, startDirectory, usage } from './config.ts'
 import { checkVersion, type CheckReport } from './master/check.ts'
 import { askStatus, findMaster, NoMasterError } from './master/control-client.ts'
@@ -58,7 +58,7 @@ export async function runCheck(argv: readonly string[]): Promise<number> {
     chmodSync(preload, 0o644)
     const wanted = await runningListeners(config.control, config.name)
     const report = await checkVersion({ pinned: pin.pinned, preload, wanted, signal: interrupted.signal })
-    process.stdout.write(args.has('--json') ? `${JSON.stringify(report)}\n` : renderCheck(report))
+    process.stdout.write(args.has('--json') ? `${asJson(report)}\n` : renderCheck(report))
     return report.ok ? OK : FAILED
   } finally {
     rmSync(directory, { recursive: true, force: true })

@@ -14,7 +14,7 @@ import {
   type Command,
 } from './cli-args.ts'
 import { renderDrill } from './cli-drill-text.ts'
-import { printable } from './cli-text.ts'
+import { asJson, printable } from './cli-text.ts'
 import {
   controlCandidates,
   joinAsGiven,
@@ -171,14 +171,14 @@ export async function runDrill(argv: readonly string[]): Promise<number> {
   try {
     // What is going on is for people, the result for stdout.
     const result = await drill(read.options, (line) => complain(printable(line)), stop.signal)
-    process.stdout.write(json ? `${JSON.stringify(result)}\n` : renderDrill(result))
+    process.stdout.write(json ? `${asJson(result)}\n` : printable(renderDrill(result)))
     const report = args.one('--report')
     if (report !== undefined) writeFileSync(joinAsGiven(cwd, report), picture(result))
     return result.ok ? OK : FAILED
   } catch (error) {
     if (error instanceof DrillComplaint) return refuse(error.complaints)
     const sentence = error instanceof Error ? error.message : String(error)
-    if (json) process.stdout.write(`${JSON.stringify({ error: sentence })}\n`)
+    if (json) process.stdout.write(`${asJson({ error: sentence })}\n`)
     else complain(`usr2: ${printable(sentence)}`)
     if (error instanceof Interrupted) return error.status
     if (error instanceof ControlError) return error instanceof NoMasterError ? NO_MASTER : FAILED

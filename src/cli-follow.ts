@@ -3,7 +3,7 @@ import { renderRollout, type Marks } from './cli-rollout-text.ts'
 import { complain, fail, say } from './cli-say.ts'
 import { Screen } from './cli-screen.ts'
 import { renderVerdict } from './cli-status.ts'
-import { printable } from './cli-text.ts'
+import { asJson, printable } from './cli-text.ts'
 import { watchStatus } from './cli-watch.ts'
 import { parseDuration } from './config.ts'
 import {
@@ -86,7 +86,7 @@ export async function followRollout(following: Following): Promise<number> {
   try {
     const end = await ask({
       progress: (progress) => {
-        if (json) say(JSON.stringify({ progress }))
+        if (json) say(asJson({ progress }))
         else if (drawing !== null) drawing.screen.print(printable(progress.text))
         else say(printable(progress.text))
       },
@@ -94,7 +94,7 @@ export async function followRollout(following: Following): Promise<number> {
         verdict = its
         drawing?.end()
         if (grace !== null) clearTimeout(grace)
-        if (json) say(JSON.stringify({ verdict: its }))
+        if (json) say(asJson({ verdict: its }))
         else if (its.outcome === 'promoted') say(renderVerdict(its))
         else complain(`usr2: ${renderVerdict(its)}`)
         // The abort came too late for the rollout; the drain is what is not waited for then.
@@ -102,7 +102,7 @@ export async function followRollout(following: Following): Promise<number> {
       },
     })
     if (end.drained !== null) {
-      say(json ? JSON.stringify({ drained: end.drained }) : printable(end.drained.text))
+      say(json ? asJson({ drained: end.drained }) : printable(end.drained.text))
     }
     if (end.verdict.outcome === 'promoted') return OK
     if (gaveUp !== null && !end.verdict.text.includes(gaveUp))

@@ -1,5 +1,5 @@
 /** What a command says, and where: results on stdout, complaints on stderr. */
-import { printable } from './cli-text.ts'
+import { asJson, printable } from './cli-text.ts'
 
 export const BAD_USAGE = 2
 
@@ -13,7 +13,7 @@ export function complain(line: string): void {
 
 /** With `--json` an error is a line like the others: who reads JSON reads stdout. */
 export function fail(sentence: string, json: boolean): void {
-  if (json) say(JSON.stringify({ error: sentence }))
+  if (json) say(asJson({ error: sentence }))
   else complain(`usr2: ${printable(sentence)}`)
 }
 

@@ -1,4 +1,5 @@
 /** Text for people that the commands share: quantities, columns, and what is safe to print. Pure. */
+import { printable } from './master/words.ts'
 
 /** `800 ms`, `2.1 s`, `42 s`, `37 min`, `5 h 12 min`, `3 d 4 h`. */
 export function formatDuration(ms: number): string {
@@ -20,18 +21,13 @@ export function formatBytes(bytes: number): string {
   return mib < 1023.5 ? `${Math.round(mib)} MiB` : `${(mib / 1024).toFixed(1)} GiB`
 }
 
-/**
- * Text of others (an app's error, a path) made safe to print: an escape sequence in a crashed worker's message must
- * not repaint the operator's terminal. Line ends and tabs stay.
- */
-export function printable(text: string): string {
-  return text.replace(
-    /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g,
-    (char) => `\\x${char.charCodeAt(0).toString(16).padStart(2, '0')}`,
-  )
-}
+export { printable }
 
 export const inOneLine = (text: string): string => printable(text).replace(/\s+/g, ' ')
+
+/** JSON in which, as in {@link printable} text, there is nothing that a terminal would obey. */
+export const asJson = (value: unknown): string =>
+  JSON.stringify(value).replace(/[\u007f-\u009f]/g, (char) => `\\u00${char.charCodeAt(0).toString(16)}`)
 
 export const plural = (count: number, noun: string): string => (count === 1 ? noun : `${noun}s`)
 

@@ -35,7 +35,7 @@ import { marksFor } from './cli-rollout-text.ts'
 import { BAD_USAGE, complain, fail, refuse, say } from './cli-say.ts'
 import { isTerminal, Screen } from './cli-screen.ts'
 import { readySlots, renderDrains, renderMasters, renderStatus } from './cli-status.ts'
-import { formatDuration, printable } from './cli-text.ts'
+import { asJson, formatDuration, printable } from './cli-text.ts'
 import { watchStatus } from './cli-watch.ts'
 import {
   controlCandidates,
@@ -217,7 +217,7 @@ async function scale(client: Client): Promise<number> {
 
 async function order({ args, json }: Client, what: Order, done: string): Promise<number> {
   const problem = await askOrder(await find(args), what)
-  if (json) say(JSON.stringify(problem === null ? { done: true } : { refused: problem }))
+  if (json) say(asJson(problem === null ? { done: true } : { refused: problem }))
   else if (problem === null) say(done)
   else complain(`usr2: ${printable(problem)}`)
   return problem === null ? OK : FAILED
@@ -230,7 +230,7 @@ async function status({ args, json }: Client): Promise<number> {
   }
   const marks = marksFor(process.env)
   const render = (answer: Status): string =>
-    args.has('--drain') ? renderDrains(answer) : renderStatus(answer, marks)
+    printable(args.has('--drain') ? renderDrains(answer) : renderStatus(answer, marks))
   const connection = await find(args)
   try {
     if (watch) {
@@ -239,12 +239,12 @@ async function status({ args, json }: Client): Promise<number> {
       const stop = new AbortController()
       process.stdout.once('error', () => stop.abort())
       const show = (answer: Status) =>
-        json ? say(JSON.stringify(answer)) : screen.draw(render(answer).trimEnd().split('\n'))
+        json ? say(asJson(answer)) : screen.draw(render(answer).trimEnd().split('\n'))
       await watchStatus(connection.path, show, { signal: stop.signal })
       return OK
     }
     const answer = await askStatus(connection)
-    if (json) say(JSON.stringify(answer))
+    if (json) say(asJson(answer))
     else process.stdout.write(render(answer))
     return answer.state !== 'stopping' && readySlots(answer) >= answer.slots ? OK : FAILED
   } catch (error) {
@@ -269,12 +269,10 @@ async function stop({ args, json }: Client): Promise<number> {
   const startedAt = performance.now()
   try {
     await askStop(connection, args.has('--now') ? 'now' : 'graceful', () => {
-      say(json ? JSON.stringify({ stopping: true }) : `stopping ${who}`)
+      say(json ? asJson({ stopping: true }) : `stopping ${who}`)
     })
     say(
-      json
-        ? JSON.stringify({ stopped: true })
-        : `stopped ${who} in ${formatDuration(performance.now() - startedAt)}`,
+      json ? asJson({ stopped: true }) : `stopped ${who} in ${formatDuration(performance.now() - startedAt)}`,
     )
     return OK
   } catch (error) {
@@ -293,8 +291,8 @@ async function stop({ args, json }: Client): Promise<number> {
 async function ls({ json }: Client): Promise<number> {
   const directories = controlDirectories(process.env).map(({ directory }) => directory)
   const masters = await listMasters(directories)
-  if (json) say(JSON.stringify(masters.map(({ path, status }) => ({ control: path, ...status }))))
-  else if (masters.length > 0) process.stdout.write(renderMasters(masters))
+  if (json) say(asJson(masters.map(({ path, status }) => ({ control: path, ...status }))))
+  else if (masters.length > 0) process.stdout.write(printable(renderMasters(masters)))
   else complain(`usr2: No master answers in ${directories.join(' or ')}.`)
   return OK
 }

@@ -1,5 +1,5 @@
 /** Where things are: the user's directory, the app's package.json, the env file, the control socket. */
-import { existsSync, readFileSync, statSync } from 'node:fs'
+import { closeSync, constants, existsSync, fstatSync, openSync, readFileSync, statSync } from 'node:fs'
 import { basename, dirname, isAbsolute, join } from 'node:path'
 import { parse as parseDotenv } from 'dotenv'
 import { MAX_UNIX_PATH_BYTES } from './address.ts'
@@ -72,17 +72,31 @@ export function readEnvFile(path: string): Result<{ readonly env: Record<string,
   return { ok: true, env: parseDotenv(file.text) }
 }
 
+/** Far above any configuration. What somebody puts in the place of one must not fill the memory of a running master. */
+const MAX_FILE_BYTES = 1024 * 1024
+
 function readText(path: string): Result<{ readonly text: string }> {
+  let fd: number | null = null
   try {
-    return { ok: true, text: readFileSync(path, 'utf8') }
+    // To open a pipe waits for who writes into it: a running master would wait with all that it looks after.
+    fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK)
+    const stat = fstatSync(fd)
+    if (stat.isDirectory()) throw new Error('it is a directory')
+    if (!stat.isFile() && stat.rdev !== statSync('/dev/null').rdev) {
+      throw new Error('it is a pipe or a device, not a file, and could not be read again at a reload')
+    }
+    if (stat.size > MAX_FILE_BYTES) throw new Error(`it has over ${MAX_FILE_BYTES} bytes`)
+    return { ok: true, text: readFileSync(fd, 'utf8') }
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException
     const known: Readonly<Record<string, string>> = {
       ENOENT: 'there is no such file',
-      EISDIR: 'it is a directory',
       EACCES: 'permission denied',
+      ENXIO: 'it is a socket, not a file',
     }
     return { ok: false, complaint: `${path} cannot be read: ${known[code ?? ''] ?? message}.` }
+  } finally {
+    if (fd !== null) closeSync(fd)
   }
 }
 

@@ -10,7 +10,7 @@ import * as v from 'valibot'
 import { NAME, NAME_RULE } from './config-paths.ts'
 import { analysisFromText, probeFromText, stepsFromText, warmUpFromText } from './config-rollout.ts'
 import * as shapes from './config-shapes.ts'
-import { rightTime, secondsOf, text, timeOf, whole } from './config-shapes.ts'
+import { PLACES, rightTime, secondsOf, text, timeOf, whole } from './config-shapes.ts'
 import { autoWorkers } from './master/memory.ts'
 import { PROBES } from './rollout/state.ts'
 import type { ProbeKind } from './rollout/state.ts'
@@ -24,6 +24,8 @@ interface Doc {
   readonly value?: string
   /** How a flag or variable, which is always text, becomes what the file would have. */
   readonly fromText?: (text: string) => unknown
+  /** As a flag it may be given again and again: as if the texts were one, with commas between. */
+  readonly many?: true
   /** The file may have that text, too, besides its structure. */
   readonly textInFile?: true
   /** What holds when it is not given, where that is no constant. */
@@ -40,6 +42,7 @@ const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as
 
 const list = () => v.optional(v.array(shapes.word()), [])
 const number = (text: string) => (/^-?\d+$/.test(text) ? Number(text) : text)
+const byCommas = (text: string) => text.split(',').map((part) => part.trim() || text)
 const words = (text: string) => text.split(/\s+/).filter((word) => word !== '')
 
 const path = (value: string, means: string, right = 'the path of a file', otherwise?: string) =>
@@ -250,6 +253,15 @@ export const schema = v.strictObject({
   hookTimeout: time('60s', 'a hook that runs for longer is killed', 1),
   user: account('USER', "the workers' user, by name or number, where usr2 is root", 'user', 'that of usr2'),
   group: account('GROUP', 'their group; they have no others', 'group', "the user's"),
+  listen: documented(v.optional(shapes.places()), {
+    means: 'workers listen there only: 3000, [::1]:80, udp:53, /a.sock; repeatable',
+    right: PLACES,
+    value: 'ADDRESS',
+    fromText: byCommas,
+    textInFile: true,
+    many: true,
+    otherwise: 'anywhere',
+  }),
   stopDelay: time('0', 'a stop: /readyz fails, and so long everything serves on'),
   metrics: documented(v.optional(shapes.metricsAt()), {
     means: 'Prometheus metrics, /livez and /readyz: HOST:PORT or the path of a socket',

@@ -3,6 +3,7 @@
  * structure is said by a message that completes "it must be …" ({@link right}), beside its place.
  */
 import * as v from 'valibot'
+import { parsePlace } from './address.ts'
 import { parseLimit } from './config-limit.ts'
 import { parseAmount, parseMetricsAt, wrongSteps } from './config-rollout.ts'
 import type { HookSpec, ProbeSpec, WarmUp, WrittenStep } from './config-rollout.ts'
@@ -51,6 +52,21 @@ const textOrWhole = (min: number, max: number) => v.union([text(), whole(min, ma
 
 export const amount = () => v.pipe(textOrWhole(0, 1024), parsed(parseAmount))
 export const metricsAt = () => v.pipe(textOrWhole(1, 65_535), parsed(parseMetricsAt))
+export const PLACES =
+  'a port, an IP address and port, or the path of a unix socket, such as 3000, [::1]:3000, udp:53 or /run/shop.sock'
+const place = () =>
+  v.pipe(
+    textOrWhole(1, 65_535),
+    parsed((given) => parsePlace(String(given)), PLACES),
+  )
+export const places = () =>
+  v.union([
+    v.pipe(v.array(place()), v.minLength(1)),
+    v.pipe(
+      place(),
+      v.transform((one) => [one]),
+    ),
+  ])
 /** In bytes. */
 export const sizeOf = (minBytes: number) =>
   v.pipe(

@@ -5,10 +5,12 @@
  * over the environment, the environment over the file, the file over defaults. Only the value that wins is judged.
  * Nothing is remembered between calls: a reload calls again and gets what the files say by then.
  */
-import { basename, dirname, isAbsolute } from 'node:path'
+import { statSync } from 'node:fs'
+import { basename, dirname, isAbsolute, resolve } from 'node:path'
 import { safeParse } from 'valibot'
 import type { BaseIssue, InferOutput } from 'valibot'
 import { MAX_UNIX_PATH_BYTES } from './address.ts'
+import type { Place } from './address.ts'
 import * as paths from './config-paths.ts'
 import * as rollout from './config-rollout.ts'
 import type { HookSpec, MetricsAt, ProbeSpec, Strategy, WarmUp } from './config-rollout.ts'
@@ -26,6 +28,7 @@ import {
 } from './config-schema.ts'
 import type { Key, OuterKey } from './config-schema.ts'
 import { isRule, knownKeys } from './config-shapes.ts'
+import { doubtsAbout, ourselves } from './config-trust.ts'
 import { nearest } from './config-values.ts'
 import { PROBES } from './rollout/state.ts'
 import type { Amount, Analysis, Hook, ProbeKind, Step } from './rollout/state.ts'
@@ -88,6 +91,8 @@ export interface Config {
   /** A name or a number: as whom a root master's workers run; null: as the master. */
   readonly user: string | null
   readonly group: string | null
+  /** Where workers may listen, unix paths absolute; null: nobody said. */
+  readonly listen: readonly Place[] | null
   readonly metrics: MetricsAt | null
   /** What the user said; see `defaultControlPath` for null. */
   readonly control: string | null
@@ -193,6 +198,8 @@ function readCommandLine(argv: readonly string[], base: string): CommandLine {
       complaints.push(`${flag} is no option of "usr2 run [options] <entry> [args…]"${hint}`)
     } else if (raw === undefined) {
       complaints.push(`${flag} was given without a value; ${mustBe(key)}`)
+    } else if (givens[key] !== undefined && docOf(key).many) {
+      givens[key] = givenAsText(key, `${String(givens[key].raw)},${raw}`, flag, base)
     } else if (givens[key] !== undefined) {
       complaints.push(`${flag} was given twice (${show(givens[key].raw)} and ${show(raw)}); give it once.`)
     } else {
@@ -245,6 +252,10 @@ function readFile(asked: string | undefined, cwd: string): ConfigFile {
   if (content === undefined) {
     return asked === undefined ? none : failed(`${path} has no "usr2" key; put the configuration under it.`)
   }
+  if (asked === undefined) {
+    const stranger = strangerTo(path, cwd)
+    if (stranger !== null) return failed(stranger)
+  }
   if (!paths.isObject(content)) return failed(`${place} must be an object, in braces.`)
   const givens: Givens = {}
   const complaints: string[] = []
@@ -273,6 +284,66 @@ function readFile(asked: string | undefined, cwd: string): ConfigFile {
     } else if (key !== '$schema') refuse(key, KEYS)
   }
   return { path, givens, complaints, broken: false }
+}
+
+/**
+ * A package.json that was only found, in a directory above, may be anybody's: /tmp/package.json for who works in /tmp/x.
+ * (As git asks for a `safe.directory`.) Gives a complaint, or null.
+ */
+function strangerTo(path: string, cwd: string): string | null {
+  const [file, here] = [statSync(path), statSync(cwd, { throwIfNoEntry: false })]
+  if ([0, ourselves().uid, here?.uid].includes(file.uid)) return null
+  return (
+    `The "usr2" of ${path} is not obeyed: that file was only found on the way up from ${cwd}, and belongs to uid ` +
+    `${file.uid}. Say that it is meant: --config ${path}.`
+  )
+}
+
+/**
+ * Node looks for `--env-file` in all of its command line, also behind the script (20 to 26, measured), and has applied the
+ * file's NODE_OPTIONS to the master before we are loaded: with a `--require` of the app's in it, to a root master.
+ */
+function readByNode(given: Given | undefined, path: string | undefined): readonly string[] {
+  if (given?.where !== flagOf('envFile') || path === undefined) return []
+  const file = paths.readEnvFile(path)
+  if (!file.ok || !file.env['NODE_OPTIONS']) return []
+  return [
+    `--env-file ${path} has NODE_OPTIONS, which are for the workers; but Node.js itself obeys an --env-file of its command ` +
+      `line, in the master. Give the file as "envFile" in the config file, or as ${variableOf('envFile')}.`,
+  ]
+}
+
+/**
+ * What others could do by the files that are obeyed. Refused is what lets everybody become root; for the rest a warning:
+ * on a laptop, a mounted disk or in a container such rights are often nobody's choice.
+ */
+function trustOf(
+  file: string | null,
+  envFile: string | undefined,
+  user: string | undefined,
+): { readonly complaints: readonly string[]; readonly warnings: readonly string[] } {
+  const own = ourselves()
+  const us = own.uid === 0 ? 'root' : `uid ${own.uid}`
+  const workers = user === undefined ? us : `${user}, the workers' user`
+  const complaints: string[] = []
+  const warnings: string[] = []
+  for (const [path, who] of [
+    [file, us],
+    [envFile ?? null, workers],
+  ] as const) {
+    for (const { isOpen, text, remedy } of path === null ? [] : doubtsAbout(path, own)) {
+      if (isOpen && who === 'root') {
+        complaints.push(
+          `${path} is not obeyed: ${text}, and could so run code as root. Take that right away: ${remedy}`,
+        )
+      } else {
+        warnings.push(
+          `${text}: so ${path} can be changed, and with it what ${who} runs. To set it right: ${remedy}`,
+        )
+      }
+    }
+  }
+  return { complaints, warnings }
 }
 
 // ---- Putting it together ------------------------------------------------------------------------------------------
@@ -321,6 +392,9 @@ export function loadConfig(input: ConfigInput): ConfigResult {
   if (!named.ok && !complaints.includes(named.complaint)) complaints.push(named.complaint)
   const plan = parsed.success ? planOf(parsed.output, givens) : undefined
   if (plan !== undefined) complaints.push(...plan.complaints)
+  const envFile = pathOf(givens.envFile)
+  const trust = trustOf(file.path, envFile, parsed.success ? parsed.output.user : undefined)
+  complaints.push(...trust.complaints, ...readByNode(givens.envFile, envFile))
   if (complaints.length > 0 || !parsed.success || !named.ok || plan === undefined) {
     return { ok: false, complaints }
   }
@@ -336,7 +410,7 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     cwd,
     node: node ?? process.execPath,
     nodeArgs: output.nodeArgs,
-    envFile: pathOf(givens.envFile) ?? null,
+    envFile: envFile ?? null,
     ready: output.ready,
     startTimeoutMs: output.startTimeout,
     drainTimeoutMs: output.drainTimeout,
@@ -365,6 +439,7 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     stopDelayMs: output.stopDelay,
     user: output.user ?? null,
     group: output.group ?? null,
+    listen: output.listen?.map((place) => absolute(place, givens.listen?.base ?? here)) ?? null,
     metrics,
     control: controlPath,
     controlMode: Number.parseInt(
@@ -377,7 +452,7 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     logLevel: output.logLevel,
     sources: { file: file.path },
   }
-  const warnings = [...variables.warnings, ...plan.warnings]
+  const warnings = [...variables.warnings, ...plan.warnings, ...trust.warnings]
   if (metrics !== null && givens.metrics !== undefined && !rollout.isLocal(metrics)) {
     warnings.push(
       `${givens.metrics.where} is ${show(givens.metrics.raw)}, no address of this machine alone: who can reach it ` +
@@ -385,6 +460,12 @@ export function loadConfig(input: ConfigInput): ConfigResult {
     )
   }
   return { ok: true, config: freeze(config), warnings }
+}
+
+/** As the guest makes the paths that an app listens on. */
+function absolute(place: Place, base: string): Place {
+  if (place.kind !== 'unix' || place.path.startsWith('\0')) return place
+  return { ...place, path: resolve(base, place.path) }
 }
 
 type Output = InferOutput<typeof schema>

@@ -1,12 +1,12 @@
 /**
- * Every message between master and worker, and its guard. Imports nothing.
+ * Every message between master and worker. Imports nothing.
  *
  * Messages travel over the child_process IPC channel with `cmd` set to {@link CMD}. Node hands a message whose
  * `cmd` starts with `NODE_` to `'internalMessage'` listeners only, whether or not there are `'message'`
  * listeners (lib/internal/child_process.js; node:cluster uses the same door). So the app never sees ours, and
  * its `process.removeAllListeners('message')` does not stop them.
  *
- * A worker's word is never trusted: the master reads messages only through {@link fromWorker}.
+ * A worker's word is never trusted: the master reads messages only through `fromWorker` (src/master/worker-word.ts).
  */
 
 export const PROTOCOL_VERSION = 1
@@ -75,6 +75,8 @@ export interface GuestConfig {
   readonly inspectorPort: number | null
   /** The user's own `$PWD`, not resolved: `./app.sock` is one listener across releases. */
   readonly pwd: string
+  /** Of its master. Not for the guest: by it the next master finds a worker that outlived its own. */
+  readonly runtime: string
 }
 
 /** Why an address could not be had, with what Node's error needs. */
@@ -317,138 +319,6 @@ export type ToWorker =
     }
 
 const isRecord = (x: unknown): x is Record<string, unknown> => typeof x === 'object' && x !== null
-const isCount = (x: unknown): x is number => typeof x === 'number' && Number.isFinite(x) && x >= 0
-const isText = (x: unknown, max = 512): x is string => typeof x === 'string' && x.length <= max
-const isKey = (x: unknown): x is string => isText(x, 256)
-const optional = (x: unknown, test: (x: unknown) => boolean): boolean => x === undefined || test(x)
-const isBoolean = (x: unknown): x is boolean => typeof x === 'boolean'
-
-function isWireError(x: unknown): x is WireError {
-  return isRecord(x) && isText(x.code, 64) && typeof x.errno === 'number' && isText(x.syscall, 64)
-}
-
-function isWireAddress(x: unknown): x is WireAddress {
-  if (!isRecord(x)) return false
-  if (x.kind === 'unix') {
-    return (
-      isText(x.path) &&
-      optional(x.readableAll, isBoolean) &&
-      optional(x.writableAll, isBoolean) &&
-      optional(x.umask, (umask) => isCount(umask) && Number.isInteger(umask) && umask <= 0o777)
-    )
-  }
-  const port = x.port
-  return (
-    (x.kind === 'tcp' || x.kind === 'udp') &&
-    isText(x.host, 64) &&
-    typeof port === 'number' &&
-    Number.isInteger(port) &&
-    port > 0 &&
-    port < 65536 &&
-    optional(x.ipv6Only, isBoolean) &&
-    optional(x.anyFamily, isBoolean) &&
-    optional(x.reuseAddr, isBoolean) &&
-    optional(x.reusePort, isBoolean)
-  )
-}
-
-const areCounts = (x: unknown, names: readonly string[]): boolean =>
-  isRecord(x) && names.every((name) => isCount(x[name]))
-
-function isCounts(x: unknown): x is Counts {
-  return (
-    areCounts(x, ['accepted', 'earlier', 'open', 'requests', 'active']) &&
-    isRecord(x) &&
-    areCounts(x.endings, ENDINGS) &&
-    areCounts(x.outcomes, OUTCOMES)
-  )
-}
-
-function isHeld(x: unknown): x is Held {
-  return (
-    isRecord(x) &&
-    (HELD_KINDS as readonly unknown[]).includes(x.what) &&
-    optional(x.method, (m) => isText(m, 64)) &&
-    optional(x.path, (p) => isText(p, 4096)) &&
-    areCounts(x, ['ageMs', 'bytesRead', 'bytesWritten']) &&
-    isText(x.peer, 256)
-  )
-}
-
-/** A few names with a count each: what a worker lists of itself must not fill the master. */
-const isTally = (x: unknown): boolean =>
-  isRecord(x) &&
-  Object.keys(x).length <= 64 &&
-  Object.entries(x).every(([name, count]) => isText(name, 64) && isCount(count))
-
-function isHolding(x: unknown): x is Holding {
-  return (
-    isRecord(x) &&
-    Array.isArray(x.oldest) &&
-    x.oldest.length <= MAX_HOLDING &&
-    x.oldest.every(isHeld) &&
-    isTally(x.kinds) &&
-    isTally(x.resources)
-  )
-}
-
-const isStatistics = (x: unknown): boolean =>
-  areCounts(x, ['requests', 'errors', 'totalMs', 'loopDelayMs']) &&
-  isRecord(x) &&
-  Array.isArray(x.latency) &&
-  x.latency.length <= LATENCY_BUCKETS &&
-  x.latency.every(
-    (pair: unknown) =>
-      Array.isArray(pair) &&
-      isCount(pair[0]) &&
-      Number.isInteger(pair[0]) &&
-      pair[0] < LATENCY_BUCKETS &&
-      isCount(pair[1]),
-  )
-
-const isSlowest = (x: unknown): x is Slowest =>
-  isRecord(x) && isText(x.method, 64) && isText(x.path, 4096) && isCount(x.tookMs)
-
-const isHeldList = (x: unknown): boolean => Array.isArray(x) && x.length <= 1000 && x.every(isHeld)
-
-const guards: { readonly [T in FromWorker['t']]: (m: Record<string, unknown>) => boolean } = {
-  hello: (m) => typeof m.version === 'number' && isText(m.node, 64),
-  claim: (m) => isCount(m.id) && isWireAddress(m.address) && isCount(m.backlog),
-  verified: (m) => isKey(m.key) && (m.error === null || isWireError(m.error)),
-  claimed: (m) => isKey(m.key) && m.error === null,
-  unclaimed: (m) => isKey(m.key),
-  private: (m) => isText(m.address, 256),
-  opened: (m) => isKey(m.key) && (m.error === null || isWireError(m.error)),
-  withdrawn: (m) => isKey(m.key),
-  ready: () => true,
-  draining: (m) => isCount(m.timeoutMs),
-  counts: (m) => isCounts(m.counts),
-  statistics: (m) => isStatistics(m.statistics),
-  probed: (m) => isCount(m.id) && (m.failure === null || isText(m.failure, 1024)),
-  warmed: (m) => isCount(m.sent) && (m.failure === null || isText(m.failure, 1024)),
-  drained: (m) => isCounts(m.counts) && isHeldList(m.cut) && (m.slowest === null || isSlowest(m.slowest)),
-  holding: (m) => isHolding(m.holding),
-  died: (m) => isCounts(m.counts) && isHeldList(m.lost),
-  failed: (m) =>
-    isRecord(m.failure) &&
-    isText(m.failure.name, 256) &&
-    isText(m.failure.message, MAX_FAILURE_BYTES) &&
-    isText(m.failure.stack, MAX_FAILURE_BYTES),
-  stderr: (m) => isText(m.text, MAX_FAILURE_BYTES),
-  signalled: (m) => isText(m.signal, 16),
-  'leadership-asked': () => true,
-  'leadership-ended': () => true,
-  warning: (m) => isText(m.text, 2048),
-  'ticket-keys-asked': (m) =>
-    isKey(m.key) && typeof m.fingerprint === 'string' && /^[0-9a-f]{64}$/.test(m.fingerprint),
-}
-
-/** The message that `x` is, or undefined when it is not one of ours or not well formed. */
-export function fromWorker(x: unknown): FromWorker | undefined {
-  if (!isRecord(x) || x.cmd !== CMD || typeof x.t !== 'string' || !Object.hasOwn(guards, x.t))
-    return undefined
-  return guards[x.t as FromWorker['t']](x) ? (x as unknown as FromWorker) : undefined
-}
 
 /** The message that `x` is: the master is trusted, so only the envelope is looked at. */
 export function toWorker(x: unknown): ToWorker | undefined {

@@ -5,6 +5,7 @@
  * `usr2 systemd` fills it for one app. So what is known of a directive stands here once, as the comment beside it:
  * units are read by the person whose app does not start.
  */
+import { parsePlace } from './address.ts'
 
 export interface UnitSpec {
   /** The app's name, or `%i` in the template. */
@@ -79,10 +80,6 @@ export const UNIT_NAME = /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$/
 export const serviceName = (name: string): string => `usr2@${name}.service`
 export const socketName = (name: string): string => `usr2@${name}.socket`
 
-const PORT = /^(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])$/
-const IPV4 = /^(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?!$)|$)){4}$/
-const IPV6 = /^(?=.*:.*:)[0-9a-fA-F:.]+$/
-
 /**
  * What `--listen` says, as systemd takes it: `3000`, `127.0.0.1:3000`, `[::1]:3000`, `/run/shop.sock`, `@shop` (abstract),
  * and with `udp:` before a port or an address a datagram socket.
@@ -90,18 +87,13 @@ const IPV6 = /^(?=.*:.*:)[0-9a-fA-F:.]+$/
  * @returns undefined for any other text; host names too, which systemd does not look up
  */
 export function parseListen(text: string): Listen | undefined {
-  const [, udp, value = ''] = /^(udp:)?(.*)$/s.exec(text) ?? []
-  const directive = udp === undefined ? 'ListenStream' : 'ListenDatagram'
-  const [, ipv6, ipv4, port = ''] = /^(?:\[([^\]]*)\]:|([^:[\]]*):)?(\d+)$/.exec(value) ?? []
-  const isAddress =
-    PORT.test(port) && (ipv6 === undefined || IPV6.test(ipv6)) && (ipv4 === undefined || IPV4.test(ipv4))
-  // 107 bytes: unix(7). An abstract name's first byte is the NUL that the @ stands for.
-  const isPath =
-    udp === undefined && /^(?:\/|@.)[^\u0000-\u001f\u007f]*$/.test(value) && byteLength(value) <= 107
-  return isAddress || isPath ? { directive, value } : undefined
+  const place = parsePlace(text)
+  const [, scheme, value = ''] = /^(?:(tcp|udp|unix):)?(.*)$/s.exec(text) ?? []
+  if (place === undefined || (scheme !== undefined && scheme !== 'udp') || value.endsWith('/ipv6only'))
+    return undefined
+  if (place.kind === 'unix' && !/^[/@]/.test(value)) return undefined
+  return { directive: place.kind === 'udp' ? 'ListenDatagram' : 'ListenStream', value }
 }
-
-const byteLength = (text: string): number => encodeURIComponent(text).replace(/%../g, 'x').length
 
 // ---- The units ----------------------------------------------------------------------------------------------------
 
@@ -154,7 +146,7 @@ ${comment(times.startIs)}
 TimeoutStartSec=${seconds(times.startSec)}
 ${comment(times.stopIs)}
 TimeoutStopSec=${times.stopSec}
-# The master's heart, not the app's: the master looks after its workers.
+# Beats while the master is well and most workers answer. One that hangs is the master's to replace.
 WatchdogSec=20
 # SIGTERM to the master alone, which drains the workers; what is left when it has gone is killed.
 KillMode=mixed

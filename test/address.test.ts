@@ -1,5 +1,13 @@
 import t from 'tap'
-import { describeKey, isListenerKey, listenerKey, overlaps } from '../src/address.ts'
+import {
+  describeKey,
+  isListenerKey,
+  listenerKey,
+  overlaps,
+  parsePlace,
+  placeText,
+  takesIn,
+} from '../src/address.ts'
 import type { Address } from '../src/address.ts'
 
 const tcp = (
@@ -111,4 +119,43 @@ t.test('no overlap between IPv4 and IPv6 only', async (t) => {
 t.test('an IPv4 address written as IPv6', async (t) => {
   t.ok(overlaps(tcp('0.0.0.0'), tcp('::ffff:127.0.0.1')))
   t.notOk(overlaps(tcp('::', { ipv6Only: true }), tcp('::ffff:127.0.0.1')))
+})
+
+t.test('who may listen at a place may listen on less of it', async (t) => {
+  const table: readonly (readonly [place: string, asked: Address, may: boolean])[] = [
+    ['3000', tcp('::', { anyFamily: true }), true],
+    ['3000', tcp('0.0.0.0'), true],
+    ['3000', tcp('127.0.0.1'), true],
+    ['3000', udp('0.0.0.0'), false],
+    ['3000', tcp('::', { port: 3001 }), false],
+    ['udp:3000', udp('::'), true],
+    ['0.0.0.0:3000', tcp('127.0.0.1'), true],
+    ['0.0.0.0:3000', tcp('::ffff:127.0.0.1'), true],
+    ['0.0.0.0:3000', tcp('::', { anyFamily: true }), false],
+    ['0.0.0.0:3000', tcp('::1'), false],
+    ['127.0.0.1:3000', tcp('127.0.0.1'), true],
+    ['127.0.0.1:3000', tcp('127.0.0.2'), false],
+    ['127.0.0.1:3000', tcp('0.0.0.0'), false],
+    ['tcp:[::]:3000', tcp('::1'), true],
+    ['tcp:[::]:3000', tcp('0.0.0.0'), true],
+    ['tcp:[::]:3000', tcp('::', { ipv6Only: true }), true],
+    ['tcp:[::]:3000/ipv6only', tcp('::', { ipv6Only: true }), true],
+    ['tcp:[::]:3000/ipv6only', tcp('::1'), true],
+    ['tcp:[::]:3000/ipv6only', tcp('::'), false],
+    ['tcp:[::]:3000/ipv6only', tcp('::FFFF:7f00:1'), false],
+    ['/run/a.sock', unix('/run/a.sock'), true],
+    ['/run/a.sock', unix('/run/x/../a.sock'), false],
+    ['unix:@a', unix('\0a'), true],
+    ['@a', unix('/@a'), false],
+    ['3000', unix('/3000'), false],
+  ]
+  for (const [text, asked, may] of table) {
+    const place = parsePlace(text)
+    if (!place) t.fail(`${text} is none`)
+    else t.equal(takesIn(place, asked), may, `${text} takes in ${listenerKey(asked)}: ${may}`)
+  }
+  for (const key of ['tcp:3000', 'udp:[::1]:53', 'tcp:[::]:80/ipv6only', 'unix:/run/a.sock', 'unix:@a']) {
+    const place = parsePlace(key)
+    t.equal(place && placeText(place), key)
+  }
 })

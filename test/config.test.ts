@@ -77,6 +77,7 @@ void t.test('an entry alone is enough: defaults', async (t) => {
     stopDelayMs: 0,
     user: null,
     group: null,
+    listen: null,
     metrics: null,
     control: null,
     controlMode: 0o600,
@@ -539,4 +540,46 @@ void t.test('the nearest name', async (t) => {
   }
   for (const [word, name] of Object.entries(guesses)) t.equal(nearest(word, known), name)
   t.equal(nearest('cluster-mode', known), undefined)
+})
+
+void t.test('--listen: what people type, and what `usr2 status` shows', async (t) => {
+  const cwd = t.testdir({
+    'c.json': JSON.stringify({ listen: [3000, './x.sock'] }),
+    'text.json': JSON.stringify({ listen: '3000, udp:53' }),
+    'one.json': JSON.stringify({ listen: 80 }),
+  })
+  const port = (port: number) => ({ kind: 'tcp', host: null, port })
+  const listen = (...args: string[]) => good(run(cwd, ...args, 'x.js')).listen
+  t.strictSame(listen('--listen', '3000', '--listen=udp:53'), [port(3000), { ...port(53), kind: 'udp' }])
+  t.strictSame(listen('--listen', '127.0.0.1:80,[::]:80'), [
+    { kind: 'tcp', host: '127.0.0.1', port: 80 },
+    { kind: 'tcp', host: '::', port: 80 },
+  ])
+  t.strictSame(listen('--listen', 'tcp:[::]:80/ipv6only'), [
+    { kind: 'tcp', host: '::', port: 80, ipv6Only: true },
+  ])
+  t.strictSame(listen('--listen', './a/../a.sock', '--listen', '@shop', '--listen', 'unix:/run//b.sock'), [
+    { kind: 'unix', path: `${cwd}/a.sock` },
+    { kind: 'unix', path: '\0shop' },
+    { kind: 'unix', path: '/run/b.sock' },
+  ])
+  t.strictSame(listen('--config', 'c.json'), [port(3000), { kind: 'unix', path: `${cwd}/x.sock` }])
+  t.strictSame(listen('--config', 'text.json'), [port(3000), { ...port(53), kind: 'udp' }])
+  t.strictSame(listen('--config', 'one.json'), [port(80)])
+  for (const wrong of [
+    '0',
+    '65536',
+    'shop',
+    'localhost:80',
+    '::1:80',
+    'udp:/run/a.sock',
+    'tcp:/a',
+    '3000,',
+    '/a\nb',
+  ])
+    t.match(
+      bad(run(cwd, '--listen', wrong, 'x.js')).join(),
+      /--listen is ".*it must be a port, an IP address/,
+      wrong,
+    )
 })

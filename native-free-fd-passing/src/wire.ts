@@ -48,9 +48,13 @@ export function isEnvelope(message: unknown): message is Envelope {
   return hasCmd(message, SOCKET)
 }
 
+/** Of a child, which may send anything: `refused` ends in the text of an error. */
 export function isAck(message: unknown): message is Ack {
-  return hasCmd(message, ACK)
+  if (!hasCmd(message, ACK)) return false
+  const { refused } = message as { refused?: unknown }
+  return refused === undefined || (typeof refused === 'string' && refused.length <= MAX_REFUSED)
 }
+const MAX_REFUSED = 1024
 
 function hasCmd(message: unknown, cmd: string): boolean {
   return typeof message === 'object' && message !== null && 'cmd' in message && message.cmd === cmd

@@ -12,7 +12,7 @@ import type { Logger } from './report.ts'
 import { stepText } from './status.ts'
 import type { Notifier } from './systemd.ts'
 import type { WorkerHandle } from './worker-handle.ts'
-import { plural, seconds } from './words.ts'
+import { mib, plural, seconds } from './words.ts'
 
 export interface AnnouncerParts {
   readonly log: Logger
@@ -136,6 +136,15 @@ export class Announcer {
         const { why, detail } = what.tired
         const text = `${this.slotOf(what.worker)} is to be replaced: ${detail}`
         return log.warn({ ...handles.get(what.worker)?.facts, event: 'replacing', why, detail }, text)
+      }
+      case 'no-room': {
+        const { freeBytes, workerBytes } = what.memory
+        const figures = `a new one takes about ${mib(workerBytes)}, and ${mib(freeBytes)} can be had`
+        const text = what.leaves
+          ? `${this.slotOf(what.worker)} leaves before it is replaced: ${figures}`
+          : `${this.slotOf(what.worker)} is not replaced for now: ${figures}, and no worker may be missing until then ` +
+            '(maxUnavailable); give it more memory, or allow maxUnavailable 1'
+        return log.warn({ ...handles.get(what.worker)?.facts, event: 'no-room', ...what.memory }, text)
       }
       case 'scaled':
         log.info(

@@ -17,6 +17,7 @@ import { stopBudgetMs } from './generation.ts'
 import type { Pinned } from './generation.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
 import { rssBytes } from './memory.ts'
+import { refusalOf } from './permission.ts'
 import { seconds } from './words.ts'
 import { WorkerHandle } from './worker-handle.ts'
 
@@ -97,6 +98,7 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
       onMessage(worker, message)
       tell()
     },
+    onBroken: (worker) => worker.signal('SIGKILL'),
     onExit(_, { reason }) {
       hasLeft = true
       ended = reason
@@ -107,7 +109,7 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
   const onMessage = (worker: WorkerHandle, message: FromWorker): void => {
     switch (message.t) {
       case 'claim':
-        return answer(worker, message.id, message.address)
+        return answer(worker, message.id, message.address, warnings)
       case 'claimed':
         return void listeners.add(message.key)
       case 'unclaimed':
@@ -218,9 +220,16 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
   }
 }
 
-function answer(worker: WorkerHandle, id: number, wire: WireAddress): void {
+function answer(worker: WorkerHandle, id: number, wire: WireAddress, warnings: string[]): void {
   const address = wire as Address
   const key = listenerKey(address)
+  const refusal = refusalOf(address, worker.permission)
+  if (refusal !== null) {
+    warnings.push(refusal)
+    worker.explain(refusal)
+    const syscall = address.kind === 'udp' ? 'bind' : 'listen'
+    return worker.send({ t: 'answer', id, error: { code: 'EACCES', errno: -13, syscall } })
+  }
   if (address.kind === 'unix') return worker.send({ t: 'answer', id, ok: { key, bound: null } })
   const family = address.host.includes(':') ? 'IPv6' : 'IPv4'
   const listener = { key, bound: { address: address.host, family, port: address.port } }

@@ -91,16 +91,38 @@ export interface ControlConnection {
   close(): void
 }
 
+/** Pause before the next try at a master that has no room: at most so long, at random, so that nobody keeps step. */
+const TRY_AGAIN_MS = 100
+
+/** There is a master, which has no room just now. */
+class BusyError extends ControlError {}
+
 /**
- * @param timeoutMs for the connection and the first answer together
+ * @param timeoutMs for the connection and the first answer together, however often a crowded master is tried
  * @throws {NoMasterError} a sentence that names the path and says why
  */
 export async function connectControl(path: string, { timeoutMs = 5000 } = {}): Promise<ControlConnection> {
+  const until = performance.now() + timeoutMs
+  for (;;) {
+    try {
+      return await connectOnce(path, Math.max(1, until - performance.now()), timeoutMs)
+    } catch (error) {
+      const pauseMs = TRY_AGAIN_MS * Math.random()
+      if (!(error instanceof BusyError) || performance.now() + pauseMs > until) {
+        throw new NoMasterError(`${path}: ${error instanceof Error ? error.message : String(error)}`)
+      }
+      await new Promise((resolve) => setTimeout(resolve, pauseMs))
+    }
+  }
+}
+
+async function connectOnce(path: string, leftMs: number, timeoutMs: number): Promise<ControlConnection> {
   const stream = new ReplyStream(path)
   try {
     stream.send({ cmd: 'hello' })
-    const reply = await stream.next(timeoutMs)
-    if (!('hello' in reply)) throw new ControlError('error' in reply ? reply.error : 'it is no usr2 master')
+    const reply = await stream.next(leftMs, timeoutMs)
+    if ('error' in reply) throw new (reply.busy ? BusyError : ControlError)(reply.error)
+    if (!('hello' in reply)) throw new ControlError('it is no usr2 master')
     const { hello } = reply
     if (hello.protocol !== CONTROL_VERSION) {
       throw new ControlError(
@@ -117,7 +139,7 @@ export async function connectControl(path: string, { timeoutMs = 5000 } = {}): P
     }
   } catch (error) {
     stream.close()
-    throw new NoMasterError(`${path}: ${error instanceof Error ? error.message : String(error)}`)
+    throw stream.isBusy ? new BusyError(error instanceof Error ? error.message : String(error)) : error
   }
 }
 
@@ -308,22 +330,22 @@ export async function askOrder(
 /**
  * Asks the master to stop, and waits until it has.
  *
- * @param stopping called when the master has begun
+ * @param stopping called when the master has begun, which it says within `timeoutMs`
  * @throws {MasterLostError} the connection ended before the master said that it has stopped
  */
 export async function askStop(
   connection: ControlConnection,
   how: StopHow,
   stopping: () => void = () => {},
+  { timeoutMs = 5000 }: { readonly timeoutMs?: number } = {},
 ): Promise<void> {
   try {
     connection.send({ cmd: 'stop', how })
-    for (;;) {
-      const reply = await connection.next()
-      if ('stopped' in reply) return
-      if (!('stopping' in reply)) throw unexpected(connection, reply)
-      stopping()
-    }
+    const first = await connection.next(timeoutMs)
+    if (!('stopping' in first)) throw unexpected(connection, first)
+    stopping()
+    const last = await connection.next()
+    if (!('stopped' in last)) throw unexpected(connection, last)
   } finally {
     connection.close()
   }
@@ -343,6 +365,8 @@ class ReplyStream {
   readonly #lines = new Lines(MAX_REPLY_BYTES)
   #end: string | null = null
   #wake: () => void = () => {}
+  /** The kernel's queue of what the master has not taken in yet is full, or a crowd pushed us out before we could ask. */
+  isBusy = false
 
   constructor(path: string) {
     this.#socket = net.connect(path)
@@ -350,7 +374,10 @@ class ReplyStream {
       this.#lines.push(chunk)
       this.#wake()
     })
-    this.#socket.on('error', (error: NodeJS.ErrnoException) => this.#ended(describe(error)))
+    this.#socket.on('error', (error: NodeJS.ErrnoException) => {
+      this.isBusy = ['EAGAIN', 'ECONNRESET', 'EPIPE'].includes(error.code ?? '')
+      this.#ended(describe(error))
+    })
     this.#socket.on('close', () => this.#ended('the connection ended before the answer was complete'))
   }
 
@@ -358,10 +385,11 @@ class ReplyStream {
     if (this.#socket.writable) this.#socket.write(`${JSON.stringify(request)}\n`)
   }
 
-  async next(timeoutMs?: number): Promise<ControlReply> {
+  /** @param saidMs the whole of a time of which `timeoutMs` is what is left */
+  async next(timeoutMs?: number, saidMs = timeoutMs): Promise<ControlReply> {
     let timer: NodeJS.Timeout | null = null
     if (timeoutMs !== undefined) {
-      timer = setTimeout(() => this.#ended(`no answer within ${timeoutMs / 1000} s`), timeoutMs)
+      timer = setTimeout(() => this.#ended(`no answer within ${Number(saidMs) / 1000} s`), timeoutMs)
     }
     try {
       for (;;) {

@@ -72,8 +72,8 @@ export type ControlReply =
   | { readonly done: true }
   /** A sentence: why the order changed nothing. */
   | { readonly refused: string }
-  /** A sentence. The request that it answers has changed nothing. */
-  | { readonly error: string }
+  /** A sentence. The request that it answers has changed nothing; `busy`: the same may go through in an instant. */
+  | { readonly error: string; readonly busy?: true }
 
 export type Parsed<T> = { readonly ok: T } | { readonly error: string }
 
@@ -120,8 +120,12 @@ function isStrings(value: unknown): value is readonly string[] {
   return Array.isArray(value) && value.every((item) => typeof item === 'string')
 }
 
-/** What a client wrote, as text for an error: short, and without anything that a terminal would obey. */
+/**
+ * What a client wrote, as text for an error: short, and without anything that a terminal would obey. Never what is in a
+ * list or an object: `JSON.parse` reads 32,000 brackets, at 5,000 `JSON.stringify` throws (Node 20 to 24).
+ */
 function quote(value: unknown): string {
+  if (typeof value === 'object' && value !== null) return Array.isArray(value) ? 'a list' : 'an object'
   const text = JSON.stringify(value) ?? String(value)
   return text.length <= 60 ? text : `${text.slice(0, 57)}...`
 }
@@ -389,7 +393,7 @@ const reply: v.GenericSchema<unknown, ControlReply> = v.union([
   v.object({ stopped: v.literal(true) }),
   v.object({ done: v.literal(true) }),
   v.object({ refused: text }),
-  v.object({ error: text }),
+  v.object({ error: text, busy: v.exactOptional(v.literal(true)) }),
 ])
 
 /** The reply of a master, or why the line is none. Keys that a newer master adds are left out. */
@@ -408,7 +412,11 @@ export function parseReply(line: string): Parsed<ControlReply> {
 /** Splits a byte stream into lines, and bounds what a peer can make us hold. */
 export class Lines {
   readonly #limit: number
+  /** From {@link #from} to {@link #to} not taken yet; no line end before {@link #searched}. */
   #held: Buffer = Buffer.alloc(0)
+  #from = 0
+  #to = 0
+  #searched = 0
 
   /** @param limit longest line in bytes, without its line end */
   constructor(limit: number) {
@@ -416,21 +424,39 @@ export class Lines {
   }
 
   push(chunk: Buffer): void {
-    this.#held = this.#held.length === 0 ? chunk : Buffer.concat([this.#held, chunk])
+    const length = this.#to - this.#from
+    if (length === 0) {
+      this.#held = chunk
+      this.#from = this.#searched = 0
+      this.#to = chunk.length
+      return
+    }
+    if (this.#held.length - this.#to < chunk.length) {
+      // Twice as much as is needed: a peer that sends single bytes does not have all of them copied for each one.
+      const larger = Buffer.allocUnsafe(2 * (length + chunk.length))
+      this.#held.copy(larger, 0, this.#from, this.#to)
+      this.#held = larger
+      this.#searched -= this.#from
+      this.#from = 0
+      this.#to = length
+    }
+    this.#to += chunk.copy(this.#held, this.#to)
   }
 
   /** The next whole line without its line end; null when there is none yet; `'too-long'` past the limit. */
   take(): { readonly line: string } | 'too-long' | null {
-    const end = this.#held.indexOf(0x0a)
-    if (end > this.#limit || (end < 0 && this.#held.length > this.#limit)) return 'too-long'
+    const end = this.#held.subarray(0, this.#to).indexOf(0x0a, this.#searched)
+    if ((end < 0 ? this.#to : end) - this.#from > this.#limit) return 'too-long'
+    this.#searched = end < 0 ? this.#to : end + 1
     if (end < 0) return null
-    const line = this.#held.toString('utf8', 0, end)
-    this.#held = this.#held.subarray(end + 1)
+    const line = this.#held.toString('utf8', this.#from, end)
+    this.#from = end + 1
     return { line }
   }
 
   /** Forgets what is held. */
   clear(): void {
     this.#held = Buffer.alloc(0)
+    this.#from = this.#to = this.#searched = 0
   }
 }

@@ -24,6 +24,7 @@ import {
   type ControlRequest,
   type Hello,
 } from './control-wire.ts'
+import { Crowd } from './crowd.ts'
 import type { Asker, Face, Wait } from './face.ts'
 import { mustBeTrusted } from './runtime-directory.ts'
 import { bindAndRename, isSameFile, kindOf, lstat, PathTakenError, type Place } from './socket-file.ts'
@@ -37,8 +38,12 @@ export interface ControlLog {
 }
 
 export interface ControlLimits {
-  /** Connections at once; one more is told so and closed. */
+  /** Connections at once; one more takes the place of one that waits for nothing (crowd.ts). */
   readonly connections: number
+  /** Of these, those that wait for a verdict or a drain, which nobody else gets: there is room for a status. */
+  readonly waiting: number
+  /** So long after it has come a client that asks makes way for nobody: time to ask what it came for. */
+  readonly graceMs: number
   /** Longest request, without its line end. */
   readonly requestBytes: number
   /** How long a client may take to send a whole request, and may idle between two. */
@@ -51,6 +56,8 @@ export interface ControlLimits {
 
 export const CONTROL_LIMITS: ControlLimits = {
   connections: 64,
+  waiting: 32,
+  graceMs: 500,
   requestBytes: MAX_REQUEST_BYTES,
   requestTimeoutMs: 10_000,
   unreadBytes: 1024 * 1024,
@@ -121,24 +128,24 @@ export async function openControl(options: ControlOptions): Promise<Control> {
   const { path, face, log } = options
   const limits: ControlLimits = { ...CONTROL_LIMITS, ...options.limits }
   const temporary = temporaryName(path)
-  const { replaces } = options
+  const { replaces, mode = 0o600 } = options
+  const isShared = (mode & 0o066) !== 0
   const stale = replaces ? lstat(path) : await findStale(path)
-  const connections = new Set<Connection>()
+  const connections = new Crowd<Connection>(limits.connections, ({ worth }) => worth)
+  const isRoomToWait = (): boolean =>
+    [...connections].filter(({ waits }) => waits).length < Math.min(limits.waiting, limits.connections - 1)
   let onEmpty = (): void => {}
 
   const server = net.createServer((socket) => {
     // Always there: a socket without an 'error' listener ends the master (ECONNRESET, EPIPE).
     socket.on('error', (error) => log.debug({ err: error }, 'a control connection failed'))
-    if (connections.size >= limits.connections) {
-      const error = `The control socket has ${limits.connections} connections, which is its limit; try again later.`
-      // Destroyed as soon as the line is in the kernel: a flood of these must hold no descriptor.
-      socket.end(encode({ error }), () => socket.destroy())
+    const connection = new Connection({ socket, face, log, limits, isRoomToWait, isShared })
+    if (!connections.enter(connection, (spared) => spared.makeWay())) {
+      connection.makeWay()
       return
     }
-    const connection = new Connection(socket, face, log, limits)
-    connections.add(connection)
     socket.once('close', () => {
-      connections.delete(connection)
+      connections.leave(connection)
       if (connections.size === 0) onEmpty()
     })
   })
@@ -152,7 +159,7 @@ export async function openControl(options: ControlOptions): Promise<Control> {
       if (!(error instanceof Error) || 'code' in error) throw failure(path, error)
       throw new ControlError(error.message)
     }
-    await listen(server, { path, temporary, mode: options.mode ?? 0o600, gid: options.gid ?? null, stale })
+    await listen(server, { path, temporary, mode, gid: options.gid ?? null, stale })
   } catch (error) {
     removeDirectories(made)
     throw error
@@ -194,6 +201,16 @@ export async function openControl(options: ControlOptions): Promise<Control> {
 /** By which a client withdraws what it asked for. */
 type Handle = ReturnType<Face['reload']>
 
+interface ConnectionParts {
+  readonly socket: net.Socket
+  readonly face: Face
+  readonly log: ControlLog
+  readonly limits: ControlLimits
+  readonly isRoomToWait: () => boolean
+  /** Others than the master's user may connect. */
+  readonly isShared: boolean
+}
+
 /** One client: its unread bytes, its one request in flight, its deadline. */
 class Connection {
   readonly #socket: net.Socket
@@ -201,6 +218,10 @@ class Connection {
   readonly #log: ControlLog
   readonly #limits: ControlLimits
   readonly #lines: Lines
+  readonly #isRoomToWait: () => boolean
+  readonly #isShared: boolean
+  #hasAsked = false
+  readonly #since = performance.now()
   #state: 'asking' | 'rolling-out' | 'draining' | 'ordering' | 'stopping' | 'leaving' = 'asking'
   /** Of the reload or rollback that was asked for, while {@link #state} is `rolling-out` or `draining`. */
   #rollout: Handle | null = null
@@ -208,11 +229,13 @@ class Connection {
   #deadline: NodeJS.Timeout | null = null
   #turn: NodeJS.Immediate | null = null
 
-  constructor(socket: net.Socket, face: Face, log: ControlLog, limits: ControlLimits) {
+  constructor({ socket, face, log, limits, isRoomToWait, isShared }: ConnectionParts) {
     this.#socket = socket
     this.#face = face
     this.#log = log
     this.#limits = limits
+    this.#isRoomToWait = isRoomToWait
+    this.#isShared = isShared
     this.#lines = new Lines(limits.requestBytes)
     this.#awaitRequest()
     socket.on('data', (chunk) => {
@@ -224,6 +247,31 @@ class Connection {
     // Who ends its side has gone: a rollout that it asked for goes on without it.
     socket.on('end', () => this.end())
     socket.on('close', () => this.#forget())
+  }
+
+  /** For {@link Crowd}: who waits for something, or has just begun to ask, stays; who never asked goes first. */
+  get worth(): number {
+    if (this.#state === 'leaving') return 0
+    if (this.#state !== 'asking') return Infinity
+    if (!this.#hasAsked) return 1
+    return performance.now() - this.#since < this.#limits.graceMs ? Infinity : 2
+  }
+
+  get waits(): boolean {
+    return this.#state === 'rolling-out' || this.#state === 'draining'
+  }
+
+  /** Closes at once, for somebody else. An honest client asks as soon as it is connected, and tries again. */
+  makeWay(): void {
+    const error =
+      `The control socket has ${this.#limits.connections} connections, which is its limit, and this one had to make way; ` +
+      'try again.'
+    const isTold = this.#state === 'asking' && this.#socket.writableLength === 0
+    this.#forget()
+    if (!isTold) return void this.#socket.destroy()
+    // Destroyed as soon as the line is in the kernel: a flood of these must hold no descriptor.
+    this.#socket.end(encode({ error, busy: true }), () => this.#socket.destroy())
+    this.#arm(this.#limits.farewellMs, () => this.#socket.destroy())
   }
 
   /** Sends what is under way, then closes, for good after the farewell time. */
@@ -262,6 +310,7 @@ class Connection {
   }
 
   #handle(line: string): void {
+    this.#hasAsked = true
     const parsed = parseRequest(line)
     if ('error' in parsed) {
       if (parsed.notJson) this.#dismiss(parsed.error)
@@ -316,6 +365,14 @@ class Connection {
       }
       case 'upgrade': {
         const { node } = request
+        if (node !== null && this.#isShared) {
+          this.#send({
+            error:
+              "Others than the master's user may connect to this control socket, and whoever does may not choose a " +
+              'program that runs as that user: upgrade without --node.',
+          })
+          return
+        }
         this.#startRollout('promoted', (asker) => this.#face.upgrade({ node }, asker))
         return
       }
@@ -338,6 +395,14 @@ class Connection {
   }
 
   #startRollout(wait: Wait, ask: (asker: Asker) => Handle): void {
+    if (!this.#isRoomToWait()) {
+      this.#send({
+        error:
+          `${this.#limits.waiting} clients wait for a verdict or a drain already, and no more may. Nothing was begun. ` +
+          'SIGUSR2 to the master reloads without one; the order "abort" ends the rollout that they wait for.',
+      })
+      return
+    }
     this.#begin('rolling-out')
     const handle = ask({
       progress: (progress) => this.#send({ progress }),

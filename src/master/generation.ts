@@ -14,8 +14,8 @@ import type { Identity } from './identity.ts'
 import { inspectNode } from './node-binary.ts'
 import { NOTIFY_ENV_KEYS } from './systemd.ts'
 
-export interface Pinned {
-  readonly config: Config
+/** What is run; with which settings is another matter. */
+export interface Version {
   /** Real paths: what `current` led to. */
   readonly entry: string
   readonly cwd: string
@@ -26,12 +26,18 @@ export interface Pinned {
   readonly nodeArgs: readonly string[]
   readonly args: readonly string[]
   readonly env: Readonly<Record<string, string>>
-  /** As whom workers and hooks run; null: as the master. */
-  readonly identity: Identity | null
+  /** Where its NODE_OPTIONS are from, for who has to mend them: `the env file /srv/.env`. */
+  readonly nodeOptionsOf: string
   /** The package's version, or an empty string. */
   readonly version: string
   /** Changes when the code was changed in place. */
   readonly fingerprint: string
+}
+
+export interface Pinned extends Version {
+  readonly config: Config
+  /** As whom workers and hooks run; null: as the master. */
+  readonly identity: Identity | null
   readonly policy: Policy
 }
 
@@ -98,7 +104,11 @@ export async function pinGeneration(config: Config, env: NodeJS.ProcessEnv): Pro
       nodeVersion: node.version,
       nodeArgs: config.nodeArgs,
       args: config.args,
-      env: { ...inherited(env), ...identity?.env, ...envFile.env },
+      env: { ...inherited(env), ...identity?.env, ...withoutNodes(envFile.env) },
+      nodeOptionsOf:
+        envFile.env['NODE_OPTIONS'] === undefined
+          ? 'the environment of usr2'
+          : `the env file ${config.envFile}`,
       identity,
       version: manifest?.version ?? '',
       fingerprint: fingerprint(entry),
@@ -181,10 +191,16 @@ export function stopBudgetMs(policy: Policy): number {
   return hookMs + stopDelayMs + drainTimeoutMs + shutdownTimeoutMs + killTimeoutMs
 }
 
+/** Node's own, between a parent and a child: another number for its channel, and a worker would be mute. */
+const NODES = new Set(['NODE_CHANNEL_FD', 'NODE_CHANNEL_SERIALIZATION_MODE', 'NODE_UNIQUE_ID'])
+
+const withoutNodes = (env: Readonly<Record<string, string>>): Record<string, string> =>
+  Object.fromEntries(Object.entries(env).filter(([name]) => !NODES.has(name)))
+
 function inherited(env: NodeJS.ProcessEnv): Record<string, string> {
   const own = (name: string): boolean => name.startsWith('USR2_') || NOTIFY_ENV_KEYS.includes(name)
   const kept = Object.entries(env).filter(([name, value]) => value !== undefined && !own(name))
-  return Object.fromEntries(kept) as Record<string, string>
+  return withoutNodes(Object.fromEntries(kept) as Record<string, string>)
 }
 
 function realDirectory(path: string): string {

@@ -50,23 +50,41 @@ export interface HookRun {
 /** The hooks that run now. */
 export class Hooks {
   private readonly running = new Set<Running>()
+  private readonly waiting = new Set<Waiting>()
   private stopped = false
 
   /**
    * @returns null: it ended with status 0; else why not, in words, with the last lines of its output:
    * `beforePromote: ./check.sh exited with status 3: no table users`. Never rejects.
+   *
+   * It begins when nothing is left of those that were ended: the migration of a rollout that was aborted, and that does
+   * not heed SIGTERM, is not to meet the one of the next rollout. That takes `killTimeout` and {@link KILLED_MS} at most.
    */
   async run(order: HookRun): Promise<string | null> {
-    if (this.stopped) return `${order.hook}: ${commandText(order.command)} was not started: usr2 stops`
+    const waiting: Waiting = { hook: order.hook, cancelled: null }
+    this.waiting.add(waiting)
+    for (let ending = this.ending(order); ending.length > 0; ending = this.ending(order))
+      await Promise.all(ending.map(({ gone }) => gone))
+    this.waiting.delete(waiting)
+    const why = waiting.cancelled ?? (this.stopped ? 'usr2 stops' : null)
+    if (why !== null) return `${order.hook}: ${commandText(order.command)} was not started: ${why}`
     const running = new Running(order)
     this.running.add(running)
     void running.gone.then(() => this.running.delete(running))
     return running.result
   }
 
-  /** Ends those that run now, and waits for nothing. */
+  private ending({ hook, log }: HookRun): Running[] {
+    const ending = [...this.running].filter(({ isEnding }) => isEnding)
+    const names = ending.map((earlier) => `${earlier.hook} (pid ${earlier.pid})`).join(', ')
+    if (names !== '') log.info({ event: 'hook', hook }, `${hook}: waits until ${names} has ended`)
+    return ending
+  }
+
+  /** Ends those that run now, and waits for nothing. What waits for an earlier one does not begin. */
   end(hooks: readonly Hook[], why: string): void {
-    for (const running of this.running) if (hooks.includes(running.hook)) running.end(why)
+    for (const running of this.running) if (hooks.includes(running.hook)) running.end(`was ended: ${why}`)
+    for (const waiting of this.waiting) if (hooks.includes(waiting.hook)) waiting.cancelled ??= why
   }
 
   /** Ends what runs; no other begins. Resolves when nothing of them is left. */
@@ -79,6 +97,12 @@ export class Hooks {
       }),
     )
   }
+}
+
+interface Waiting {
+  readonly hook: Hook
+  /** Why it is not to begin any more. */
+  cancelled: string | null
 }
 
 /** One hook, from its start until nothing of it is left. */
@@ -111,6 +135,15 @@ class Running {
 
   get hook(): Hook {
     return this.order.hook
+  }
+
+  get pid(): number | undefined {
+    return this.child?.pid
+  }
+
+  /** We ended it, and it is not gone yet. */
+  get isEnding(): boolean {
+    return this.ending !== null
   }
 
   /** SIGTERM to all of it, and SIGKILL to what is still there when its time is up. */

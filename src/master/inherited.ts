@@ -6,10 +6,11 @@
  * in NOTIFY_ENV_KEYS (systemd.ts). Workers get sockets from src/master/listeners.ts.
  */
 import { fstatSync } from 'node:fs'
-import { fromSystemd } from 'native-free-fd-passing'
+import { adopt, fromSystemd } from 'native-free-fd-passing'
 import type { HeldSocket } from 'native-free-fd-passing'
 import { listenerKey } from '../address.ts'
 import type { Address, ListenerKey } from '../address.ts'
+import type { Bequest } from './upgrade-wire.ts'
 
 /** As in `OpenFile=/run/systemd/notify:notify:graceful` (systemd.exec(5), systemd 253 and newer). */
 export const NOTIFY_NAME = 'notify'
@@ -78,6 +79,21 @@ export function takeInherited(env: NodeJS.ProcessEnv, pid: number = process.pid)
       sockets.push({ name, socket, address, key })
     }
   }
+  return { notifyFd, sockets, warning: null }
+}
+
+/**
+ * What the master before was passed and hands on to us. What LISTEN_FDS says is not looked at: it was not said to us.
+ *
+ * @throws {Error} one of the descriptors is not what it is said to be
+ */
+export function takeBequeathed({ activated, notifyFd }: Bequest): Inherited {
+  if (notifyFd !== null && !isSocket(notifyFd)) {
+    throw new Error(`File descriptor ${notifyFd}, by which systemd is told things, is not a socket.`)
+  }
+  const sockets = activated.map(({ fd, name, address }) => {
+    return { name, address, socket: adopt(fd, address.kind), key: listenerKey(address) }
+  })
   return { notifyFd, sockets, warning: null }
 }
 

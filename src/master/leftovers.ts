@@ -44,12 +44,21 @@ export function signalGroup(leader: number, signal: NodeJS.Signals): void {
   }
 }
 
-/** A process of another user's is one, too. */
+/** A process of another user's is one, too; one that has ended and that nobody has reaped is none. */
 export function isAlive(pid: number): boolean {
   try {
     process.kill(pid, 0)
-    return true
+    return !isZombie(pid)
   } catch (error) {
     return error instanceof Error && 'code' in error && error.code === 'EPERM'
+  }
+}
+
+function isZombie(pid: number): boolean {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    return stat[stat.lastIndexOf(')') + 2] === 'Z'
+  } catch {
+    return false
   }
 }

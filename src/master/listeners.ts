@@ -19,13 +19,17 @@ import { CMD } from '../protocol.ts'
 import type { KnownListener, WireAddress, WireError } from '../protocol.ts'
 import { fitting } from './inherited.ts'
 import type { ActivatedSocket } from './inherited.ts'
+import { refusalOf } from './permission.ts'
+import type { Permission } from './permission.ts'
 import { ownerOf } from './port-owner.ts'
 import { KeptUnixPath } from './unix-path.ts'
-import type { BequeathedListener } from './upgrade-wire.ts'
+import type { BequeathedActivated, BequeathedListener } from './upgrade-wire.ts'
 import type { WorkerHandle } from './worker-handle.ts'
 
 /** How long a worker may take to prove a new bind, or to acknowledge a handle. */
 const HANDOVER_TIMEOUT_MS = 10_000
+/** And to prove it: behind the handle comes one listen(2), in the same turn of its loop. */
+const PROOF_TIMEOUT_MS = 2 * HANDOVER_TIMEOUT_MS
 /**
  * For sockets that were passed to us: listen(2) cuts it to net.core.somaxconn, so it never lowers what the unit's
  * Backlog= gave; Node's 511 would. (What that is now, nothing in /proc tells.)
@@ -33,6 +37,10 @@ const HANDOVER_TIMEOUT_MS = 10_000
 const MAX_BACKLOG = 2 ** 31 - 1
 /** After the first generation serves: an app may listen on its second address a little later. */
 const UNCLAIMED_AFTER_MS = 3_000
+/** Bound on a worker's word, and then no worker says that it listens there: it has died, or never meant to. */
+const CLAIM_TIMEOUT_MS = 10_000
+/** Each is a descriptor of ours, and a worker can ask for every port there is: then nothing could be started any more. */
+const MAX_LISTENERS = 1_000
 
 export interface ListenersParts {
   /** What the service manager passed. */
@@ -40,6 +48,10 @@ export interface ListenersParts {
   readonly log: { info(facts: object, text: string): void; warn(facts: object, text: string): void }
   /** A listener is held since; workers are told so that they may claim it without asking. */
   onHeld(listener: KnownListener): void
+  /** A worker of a killed master may have an address that is in use: whether it is worth another try. */
+  makeWay?(address: Address): Promise<boolean>
+  /** Is not held any more: nobody has listened there. */
+  onUnclaimed?(key: ListenerKey): void
 }
 
 interface Held {
@@ -62,6 +74,8 @@ interface Proof {
   readonly prover: WorkerHandle
   readonly held: Held
   readonly waiting: Asker[]
+  /** Others wait for it, too. */
+  readonly timer: NodeJS.Timeout
 }
 
 export class Listeners {
@@ -83,8 +97,14 @@ export class Listeners {
   }
 
   /** For the workers. */
-  known(): KnownListener[] {
-    return [...this.held.values()].map(({ known }) => known)
+  known(permission: Permission): KnownListener[] {
+    return [...this.held.values()].flatMap((held) => (isFor(held, permission) ? [held.known] : []))
+  }
+
+  /** Whether it is held, and a worker may listen there. */
+  isFor(key: ListenerKey, permission: Permission): boolean {
+    const held = this.held.get(key)
+    return held !== undefined && isFor(held, permission)
   }
 
   /** For people: without what the service manager passed and nobody listens on. */
@@ -96,6 +116,8 @@ export class Listeners {
 
   /** A worker listens there. */
   claimed(key: ListenerKey): void {
+    clearTimeout(this.unclaimed.get(key))
+    this.unclaimed.delete(key)
     if (this.held.get(key)?.activated) this.claimedKeys.add(key)
   }
 
@@ -127,13 +149,35 @@ export class Listeners {
   claim(worker: WorkerHandle, id: number, wire: WireAddress): void {
     const address = wire as Address
     const key = listenerKey(address)
+    const asker = { worker, id, address }
     const held = this.held.get(key)
-    if (held) return this.answer({ worker, id, address }, held)
-    const proof = this.proofs.get(key)
-    if (proof) return void proof.waiting.push({ worker, id, address })
+    if (held?.activated) return this.answer(asker, held)
     const [first, ...others] = fitting(address, this.activated, isSamePath)
-    if (first) return this.lend({ worker, id, address }, key, [first, ...others])
-    void this.bind({ worker, id, address }, key)
+    if (first) return this.lend(asker, key, [first, ...others])
+    const refusal = refusalOf(address, worker.permission)
+    if (refusal !== null) return this.refuse(asker, { code: 'EACCES', errno: -13 }, refusal)
+    if (held) return this.answer(asker, held)
+    const proof = this.proofs.get(key)
+    if (proof) return void proof.waiting.push(asker)
+    if (this.held.size + this.proofs.size + this.binding >= MAX_LISTENERS) {
+      const text = `could not bind ${key}: this master holds ${MAX_LISTENERS} listeners, and no more than that`
+      return this.refuse(asker, { code: 'EMFILE', errno: -24 }, text)
+    }
+    this.binding++
+    void this.bind(asker, key).finally(() => this.binding--)
+  }
+  /** Claims that are being looked at. */
+  private binding = 0
+
+  private refuse(
+    { worker, id, address }: Asker,
+    error: Pick<WireError, 'code' | 'errno'>,
+    why: string,
+  ): void {
+    const facts = { ...worker.facts, event: 'claim-refused', listener: listenerKey(address) }
+    if (worker.mayBeQuoted(this.parts.log)) this.parts.log.warn(facts, why)
+    worker.explain(why)
+    worker.send({ t: 'answer', id, error: { ...error, syscall: address.kind === 'udp' ? 'bind' : 'listen' } })
   }
 
   /** The service manager's sockets under the key that the app asks for. */
@@ -169,12 +213,8 @@ export class Listeners {
 
   private async bind(asker: Asker, key: ListenerKey): Promise<void> {
     const { worker, id, address } = asker
-    const syscall = address.kind === 'udp' ? 'bind' : 'listen'
-    const refuse = (error: WireError, why: string): void => {
-      this.parts.log.warn({ ...worker.facts, listener: key }, why)
-      worker.explain(why)
-      worker.send({ t: 'answer', id, error })
-    }
+    const refuse = (code: string, errno: number, why: string): void =>
+      this.refuse(asker, { code, errno }, why)
     const rival = [...this.held.values(), ...[...this.proofs.values()].map((p) => p.held)].find((other) =>
       overlaps(other.address, address),
     )
@@ -182,10 +222,7 @@ export class Listeners {
       const whose = rival.activated
         ? `which the service manager passed (${rival.activated.name}): let the app listen on that, or change the .socket unit`
         : `which this master holds (if the app has moved there: usr2 reload --drop ${rival.known.key}, or stop and start)`
-      return refuse(
-        { code: 'EADDRINUSE', errno: -98, syscall },
-        `could not bind ${key}: it overlaps ${rival.known.key}, ${whose}`,
-      )
+      return refuse('EADDRINUSE', -98, `could not bind ${key}: it overlaps ${rival.known.key}, ${whose}`)
     }
     try {
       await removeStale(address)
@@ -197,7 +234,10 @@ export class Listeners {
         this.keep(asker, held)
         return this.answer(asker, held)
       }
-      this.proofs.set(key, { prover: worker, held, waiting: [] })
+      const timer = setTimeout(() => {
+        this.proved(worker, key, { code: 'ETIMEDOUT', errno: -110, syscall: 'listen' })
+      }, PROOF_TIMEOUT_MS)
+      this.proofs.set(key, { prover: worker, held, waiting: [], timer })
       const message = { cmd: CMD, t: 'handle', purpose: 'verify', listener: held.known, id }
       held.socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS }).catch(() => {
         this.proved(worker, key, { code: 'ECANCELED', errno: -125, syscall: 'listen' })
@@ -206,11 +246,13 @@ export class Listeners {
       if (!(error instanceof BindError)) {
         // A worker's word is not to be trusted: an address that is none must not end the master.
         const why = error instanceof Error ? error.message : String(error)
-        return refuse({ code: 'EINVAL', errno: -22, syscall }, `could not bind ${key}: ${why}`)
+        return refuse('EINVAL', -22, `could not bind ${key}: ${why}`)
       }
-      const owner = error.code === 'EADDRINUSE' ? ownerOf(address) : null
+      const isInUse = error.code === 'EADDRINUSE'
+      if (isInUse && (await this.parts.makeWay?.(address))) return this.claim(worker, id, address)
+      const owner = isInUse ? ownerOf(address) : null
       const { code, errno } = error
-      refuse({ code, errno, syscall }, `could not bind ${key}: ${hintFor(code, owner, error.message)}`)
+      refuse(code, errno, `could not bind ${key}: ${hintFor(code, owner, error.message)}`)
     }
   }
 
@@ -225,7 +267,9 @@ export class Listeners {
     const restored = (): void =>
       log.warn({ listener: key }, `something removed ${address.path}; brought it back`)
     try {
-      return new KeptUnixPath(address.path, restored)
+      const path = new KeptUnixPath(address.path, restored)
+      this.kept.push(path)
+      return path
     } catch (error) {
       const why = error instanceof Error ? error.message : String(error)
       log.warn(
@@ -239,9 +283,21 @@ export class Listeners {
   private keep({ worker }: { readonly worker: WorkerHandle }, held: Held): void {
     const { key } = held.known
     this.held.set(key, held)
-    this.parts.log.info({ ...worker.facts, listener: key }, `holds ${key}`)
+    if (worker.mayBeQuoted(this.parts.log))
+      this.parts.log.info({ ...worker.facts, listener: key }, `holds ${key}`)
+    if (!held.activated) {
+      const timer = setTimeout(() => {
+        this.unclaimed.delete(key)
+        void this.release(key)
+        this.parts.onUnclaimed?.(key)
+      }, CLAIM_TIMEOUT_MS)
+      this.unclaimed.set(key, timer)
+    }
     this.parts.onHeld(held.known)
   }
+
+  /** Those that nobody has listened on yet. */
+  private readonly unclaimed = new Map<ListenerKey, NodeJS.Timeout>()
 
   private answer({ worker, id, address }: Asker, { known, socket }: Held): void {
     if (address.kind !== 'udp') return worker.send({ t: 'answer', id, ok: known })
@@ -256,6 +312,7 @@ export class Listeners {
     const proof = this.proofs.get(key)
     if (!proof || proof.prover !== worker) return
     this.proofs.delete(key)
+    clearTimeout(proof.timer)
     if (error === null) {
       this.keep({ worker }, proof.held)
       for (const asker of proof.waiting) this.answer(asker, proof.held)
@@ -329,14 +386,14 @@ export class Listeners {
 
   /**
    * Takes over the descriptor of a listener that another master holds as well. Until {@link own} the path of a unix
-   * socket is that one's to remove.
+   * socket is that one's: we would bring it back when that one removes it.
    *
    * @throws {BindError} it is no such socket
    */
-  inherit(fd: number, { address, known }: BequeathedListener): void {
+  inherit({ fd, address, known }: BequeathedListener): void {
     const socket = adopt(fd, address.kind)
     this.shared = true
-    this.held.set(known.key, { socket, address, known, path: this.keepPath(address, known.key) })
+    this.held.set(known.key, { socket, address, known, path: null })
   }
   /** Another master holds the same sockets. */
   private shared = false
@@ -344,11 +401,28 @@ export class Listeners {
   /** The other master has let go of what it bequeathed. */
   own(): void {
     this.shared = false
+    for (const [key, held] of this.held) {
+      const { address, path, activated } = held
+      if (path === null && !activated) this.held.set(key, { ...held, path: this.keepPath(address, key) })
+    }
   }
 
-  /** What a successor needs to hold the same, in the order of the descriptors. A bind that is being proved is not in it. */
-  bequeath(): (BequeathedListener & { readonly fd: number })[] {
-    return [...this.held.values()].map(({ socket, address, known }) => ({ fd: socket.fd, address, known }))
+  /** The other master goes on after all. */
+  disown(): void {
+    this.shared = true
+    for (const { path } of this.held.values()) path?.abandon()
+  }
+
+  /**
+   * What a successor needs to hold the same. Each descriptor once, under whatever keys we hold it: two handles for one
+   * cannot be (EEXIST). A bind that is being proved is not in it.
+   */
+  bequeath(): { readonly listeners: BequeathedListener[]; readonly activated: BequeathedActivated[] } {
+    const bound = [...this.held.values()].filter(({ activated }) => activated === undefined)
+    return {
+      listeners: bound.map(({ socket, address, known }) => ({ fd: socket.fd, address, known })),
+      activated: this.activated.map(({ name, socket, address }) => ({ fd: socket.fd, name, address })),
+    }
   }
 
   /**
@@ -356,6 +430,9 @@ export class Listeners {
    * closes it, and the path is the successor's now (FACTS M4). The descriptors go with this process.
    */
   handOver(): void {
+    // It is the successor's to say now: here nothing is claimed any more.
+    clearTimeout(this.unclaimedTimer)
+    for (const timer of this.unclaimed.values()) clearTimeout(timer)
     for (const { socket, path } of this.held.values()) {
       path?.abandon()
       this.handedOver.push(socket)
@@ -364,20 +441,28 @@ export class Listeners {
   }
   private readonly handedOver: HeldSocket[] = []
 
-  /** Takes away the spare links of a successor that was killed. */
-  sweep(pid: number): void {
-    for (const { path } of this.held.values()) path?.sweep(pid)
+  /** That master has died: nobody accepts on them any more, and clients that wait in their queues would wait for nothing. */
+  closeHandedOver(): void {
+    for (const socket of this.handedOver.splice(0)) void this.close({ socket, path: null })
   }
+
+  /** Takes away the spare links of a successor that was killed, also of what we have released meanwhile. */
+  sweep(pid: number): void {
+    for (const path of this.kept) path.sweep(pid)
+  }
+  private readonly kept: KeptUnixPath[] = []
 
   async closeAll(): Promise<void> {
     clearTimeout(this.unclaimedTimer)
     const all = [...this.held.values(), ...[...this.proofs.values()].map(({ held }) => held)]
+    for (const { timer } of this.proofs.values()) clearTimeout(timer)
+    for (const timer of this.unclaimed.values()) clearTimeout(timer)
     this.held.clear()
     this.proofs.clear()
     await Promise.all(all.map((held) => this.close(held)))
   }
 
-  private async close({ socket, path }: Held): Promise<void> {
+  private async close({ socket, path }: Pick<Held, 'socket' | 'path'>): Promise<void> {
     if (this.shared) path?.abandon()
     else path?.remove()
     // A send that was given up may still have the handle in Node's queue: its owner refuses to be closed then.
@@ -390,6 +475,10 @@ export class Listeners {
     }
   }
 }
+
+/** What the service manager passed is the operator's choice, too. */
+const isFor = ({ activated, address }: Held, permission: Permission): boolean =>
+  activated !== undefined || refusalOf(address, permission) === null
 
 /** `/var/run/a.sock` and `/run/a.sock` are one. */
 function isSamePath(a: string, b: string): boolean {

@@ -2,9 +2,11 @@
  * `--log-file`: the master's own lines in a file, and SIGUSR1 to open it anew after logrotate(8) has renamed it. What
  * workers print goes where the master's stdout and stderr go: to journald, a container's runtime, the shell.
  */
-import { statSync } from 'node:fs'
+import { closeSync, constants, fstatSync, lstatSync, openSync } from 'node:fs'
 import pino from 'pino'
-import { MAX_UNWRITTEN_BYTES } from './report.ts'
+
+/** Lines that cannot be written are kept so far, for a disk that has room again. */
+export const MAX_UNWRITTEN_BYTES = 1024 * 1024
 
 type Destination = ReturnType<typeof pino.destination>
 
@@ -36,10 +38,15 @@ export class LogFile {
   private open(): Destination {
     const { path } = this
     try {
-      const stat = statSync(path, { throwIfNoEntry: false })
-      // To open a pipe waits for its reader: nobody would be looked after meanwhile.
-      if (stat?.isFIFO() || stat?.isSocket()) throw new Error('it is a pipe or a socket, not a file')
-      const destination = pino.destination({ dest: path, sync: true, maxLength: MAX_UNWRITTEN_BYTES })
+      mustNotBeAnothers(path)
+      const { O_WRONLY, O_APPEND, O_CREAT, O_NONBLOCK } = constants
+      // Without O_NONBLOCK to open a pipe waits for its reader: nobody would be looked after meanwhile.
+      const fd = openSync(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK, 0o666)
+      if (fstatSync(fd).isFIFO()) {
+        closeSync(fd)
+        throw new Error(NO_FILE)
+      }
+      const destination = pino.destination({ fd, sync: true, maxLength: MAX_UNWRITTEN_BYTES })
       // A full disk must not end the master.
       return destination.on('error', () => {})
     } catch (error) {
@@ -48,6 +55,18 @@ export class LogFile {
       )
     }
   }
+}
+
+const NO_FILE = 'it is a pipe or a socket, not a file'
+
+/**
+ * Who may write to the directory of a log could make us append to any file, by a link: so a root shell was had by nginx's
+ * logs (CVE-2016-1247). A link of root's or of our own is followed, /var/log/x -> /dev/stderr.
+ */
+function mustNotBeAnothers(path: string): void {
+  const stat = lstatSync(path, { throwIfNoEntry: false })
+  if (stat?.isSymbolicLink() !== true || stat.uid === 0 || stat.uid === process.geteuid?.()) return
+  throw new Error(`it is a link that uid ${stat.uid} has made, who could so have any file written to`)
 }
 
 function reason(error: unknown): string {
@@ -60,6 +79,7 @@ function reason(error: unknown): string {
     EROFS: 'the file system is read-only',
     EISDIR: 'it is a directory',
     ENOSPC: 'the file system is full',
+    ENXIO: NO_FILE,
   }
   return known[code ?? ''] ?? message
 }

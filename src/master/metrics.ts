@@ -11,7 +11,8 @@
  */
 import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import { createRequire } from 'node:module'
-import { isIP, type AddressInfo } from 'node:net'
+import { isIP, type AddressInfo, type Socket } from 'node:net'
+import { Crowd } from './crowd.ts'
 import { exposition } from './exposition.ts'
 import type { Format } from './exposition.ts'
 import type { Status } from './face.ts'
@@ -48,8 +49,8 @@ export interface Metrics {
 }
 
 export const LIMITS = {
-  /** At once; one more is closed. A scrape takes milliseconds. */
-  connections: 5,
+  /** At once; one more takes the place of one that has asked nothing yet, or else of the oldest (crowd.ts). */
+  connections: 64,
   /** From connecting to the last byte, whatever the client does or does not. */
   connectionMs: 5_000,
   headerBytes: 8 * 1024,
@@ -66,7 +67,12 @@ export class MetricsError extends Error {
 export async function openMetrics(options: MetricsOptions): Promise<Metrics> {
   const { listen, log } = options
   const limits = { ...LIMITS, ...options.limits }
+  const asked = new WeakSet<Socket>()
+  const crowd = new Crowd<Socket>(limits.connections, (socket) => (asked.has(socket) ? 2 : 1))
   const server = createServer({ maxHeaderSize: limits.headerBytes }, (request, response) => {
+    // Node reads all that is pipelined, and only the first is answered: a hundred scrapes for one packet.
+    if (asked.has(request.socket)) return
+    asked.add(request.socket)
     answer(request, options)
       .catch((error: unknown): Answer => {
         log.warn({ err: error }, `could not answer ${request.url} of the metrics`)
@@ -74,11 +80,14 @@ export async function openMetrics(options: MetricsOptions): Promise<Metrics> {
       })
       .then((answer) => send(response, answer))
   })
-  server.maxConnections = limits.connections
   server.on('connection', (socket) => {
+    crowd.enter(socket, (spared) => spared.destroy())
     // One deadline for all that a client can do to stay: send nothing, send slowly, read slowly.
     const deadline = setTimeout(() => socket.destroy(), limits.connectionMs).unref()
-    socket.once('close', () => clearTimeout(deadline))
+    socket.once('close', () => {
+      clearTimeout(deadline)
+      crowd.leave(socket)
+    })
   })
 
   const removeFile =

@@ -4,7 +4,19 @@
  * The file may be shared: a second master started by mistake, or the successor at an upgrade, writes its own pid
  * into it. So it is removed only while it holds ours.
  */
-import { readFileSync, renameSync, rmSync, unlinkSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  constants,
+  lstatSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  unlinkSync,
+  writeFileSync,
+} from 'node:fs'
+
+const MAX_PID_BYTES = 64
 
 export class PidFileError extends Error {
   override name = 'PidFileError'
@@ -45,7 +57,16 @@ export function writePidFile(path: string, pid: number = process.pid): void {
 export function removePidFile(path: string, pid: number = process.pid): boolean {
   let held: string
   try {
-    held = readFileSync(path, 'utf8')
+    // Whoever may write there may have put a pipe or a link in its place: a stop waits for nobody, and follows none.
+    const stat = lstatSync(path)
+    if (!stat.isFile() || stat.size > MAX_PID_BYTES) return false
+    const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants
+    const fd = openSync(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
+    try {
+      held = readFileSync(fd, 'utf8')
+    } finally {
+      closeSync(fd)
+    }
   } catch {
     return false
   }

@@ -15,12 +15,21 @@ export function ownerOf(address: Address): string | null {
   return null
 }
 
+/** Whether that process keeps others from binding `address`: it listens there, or has a UDP socket there. */
+export function holds(pid: number, address: Address): boolean {
+  const inodes = address.kind === 'unix' ? unixInodes(address.path, true) : inodesOf(address)
+  const fds = inodes.size === 0 ? [] : entries(`/proc/${pid}/fd`)
+  return fds.some((fd) => inodes.has(/^socket:\[(\d+)\]$/.exec(link(`/proc/${pid}/fd/${fd}`))?.[1] ?? ''))
+}
+
 function inodesOf(address: Address): Set<string> {
   if (address.kind === 'unix') return unixInodes(address.path)
   return address.kind === 'udp' ? udpInodes(address.port) : tcpInodes(address.port)
 }
 
 const LISTEN = '0A'
+/** Of /proc/net/unix: __SO_ACCEPTCON (unix(7) has not got it; linux/net.h). */
+const ACCEPTS = '00010000'
 
 function tcpInodes(port: number): Set<string> {
   const hex = port.toString(16).toUpperCase().padStart(4, '0')
@@ -65,10 +74,13 @@ export function listening(path: string): string[][] {
   return found
 }
 
-function unixInodes(path: string): Set<string> {
+/** A connection that was accepted there has the path as well. */
+function unixInodes(path: string, onlyListening = false): Set<string> {
+  const shown = path.replace(/^\0/, '@')
   const rows = read('/proc/net/unix').split('\n').slice(1)
   const columns = rows.map((row) => row.trim().split(/\s+/))
-  return new Set(columns.flatMap((c) => (c[7] === path && c[6] ? [c[6]] : [])))
+  const found = columns.filter((c) => c[7] === shown && (!onlyListening || c[3] === ACCEPTS))
+  return new Set(found.flatMap((c) => (c[6] ? [c[6]] : [])))
 }
 
 function commandOf(pid: string): string {

@@ -1,4 +1,5 @@
 /** The master that this one was started to replace, seen from here. The wire is upgrade-wire.ts, the other end upgrade.ts. */
+import { seconds } from './words.ts'
 import {
   UPGRADE_ENV,
   UPGRADE_VERSION,
@@ -9,6 +10,11 @@ import {
   type StopHow,
   type ToSuccessor,
 } from './upgrade-wire.ts'
+
+/** Between its `hello` and its answer it has nothing to do but to read it. */
+const BEGIN_TIMEOUT_MS = 10_000
+
+export type Beginning = Extract<ToSuccessor, { readonly t: 'begin' }>
 
 export interface Hands {
   /** It does not want us any more: nothing of ours may stay. */
@@ -35,6 +41,12 @@ export class Predecessor {
   private readonly early: ToSuccessor[] = []
   /** It has said why it failed. */
   private saidFailed = false
+  private isMain = false
+  private isDismissed = false
+  private letGo: () => void = () => {}
+  private readonly dismissal = new Promise<void>((resolve) => (this.letGo = resolve))
+  private onBegin: (beginning: Beginning) => void = () => {}
+  private onDismissed: (error: Error) => void = () => {}
 
   /**
    * Takes the bequest out of `env`, in which neither our configuration nor a worker may find it.
@@ -65,13 +77,38 @@ export class Predecessor {
       if (message !== null) this.receive(message)
     })
     void this.gone.then(() => {
-      if (!this.tookOver) this.hands?.leave('the master that it was to replace has gone')
+      if (!this.tookOver) return this.dismissed('the master that it was to replace has gone')
+      // Killed before it could say so: nobody else is the main process now.
+      if (!this.isMain) this.hands?.main()
     })
   }
 
-  hello(usr2: string, startTimeoutMs: number): void {
+  /**
+   * Settles when it agrees that we begin.
+   *
+   * @throws {Error} a sentence: it does not want us, has gone, or says nothing
+   */
+  async hello(usr2: string, startTimeoutMs: number): Promise<Beginning> {
     const { pid, versions } = process
+    let timer: NodeJS.Timeout | undefined
+    const beginning = new Promise<Beginning>((resolve, reject) => {
+      this.onBegin = resolve
+      this.onDismissed = reject
+      const late = `The master that this one was to replace has not answered within ${seconds(BEGIN_TIMEOUT_MS)}.`
+      timer = setTimeout(() => reject(new Error(late)), BEGIN_TIMEOUT_MS)
+    })
     this.send({ t: 'hello', protocol: UPGRADE_VERSION, usr2, node: versions.node, pid, startTimeoutMs })
+    if (!process.connected) this.dismissed('the master that it was to replace has gone')
+    return beginning.finally(() => clearTimeout(timer))
+  }
+
+  private dismissed(reason: string): void {
+    this.isDismissed = true
+    this.letGo()
+    // Too late for it: what we took we leave to it again.
+    this.tookOver = false
+    this.onDismissed(new Error(`This usr2 does not replace the other master: ${reason}`))
+    this.hands?.leave(reason)
   }
 
   /** Whole sentences. Once we have taken over it is not its business any more. */
@@ -106,19 +143,25 @@ export class Predecessor {
     if (!this.tookOver) return
     let timer: NodeJS.Timeout | undefined
     const late = new Promise((resolve) => (timer = setTimeout(resolve, this.bequest.stopBudgetMs)))
-    await Promise.race([this.gone, late])
+    await Promise.race([this.gone, this.dismissal, late])
     clearTimeout(timer)
   }
 
   private receive(message: ToSuccessor): void {
+    if (message.t === 'begin') return this.onBegin(message)
     const { hands } = this
-    if (hands === null) return void this.early.push(message)
+    if (hands === null) {
+      this.early.push(message)
+      if (message.t === 'leave') this.dismissed(message.reason)
+      return
+    }
     switch (message.t) {
       case 'leave':
-        return hands.leave(message.reason)
+        return this.dismissed(message.reason)
       case 'take-over':
         return void this.takeOver(hands, message.directories)
       case 'main':
+        this.isMain = true
         return hands.main()
       case 'drained':
         return hands.drained(message.generation, message.text)
@@ -130,6 +173,7 @@ export class Predecessor {
   private async takeOver(hands: Hands, directories: readonly string[]): Promise<void> {
     try {
       await hands.takeOver(directories)
+      if (this.isDismissed) return
       this.tookOver = true
       hands.tookOver()
       this.send({ t: 'took-over' })

@@ -7,13 +7,10 @@ import pino from 'pino'
 import type { Logger } from 'pino'
 import type { Verdict as Decision } from '../rollout/state.ts'
 import type { Pinned } from './generation.ts'
-import type { LogFile } from './log-file.ts'
+import { MAX_UNWRITTEN_BYTES, type LogFile } from './log-file.ts'
 import { seconds } from './words.ts'
 
 export type { Logger }
-
-/** Lines that cannot be written are kept so far, for a disk that has room again. */
-export const MAX_UNWRITTEN_BYTES = 1024 * 1024
 
 /**
  * JSON lines on stderr, or in a file, so that the app's stdout stays the app's; readable lines on a terminal. A service has no

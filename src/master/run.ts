@@ -13,7 +13,7 @@ import { hasTerminal, letGoOfTerminal, listenToSignals } from './early-signals.t
 import { pinGeneration, stopBudgetMs } from './generation.ts'
 import type { PinResult } from './generation.ts'
 import { Heartbeat } from './heartbeat.ts'
-import { takeInherited } from './inherited.ts'
+import { takeBequeathed, takeInherited } from './inherited.ts'
 import type { Inherited } from './inherited.ts'
 import { gidOf, mayRead } from './identity.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
@@ -22,11 +22,13 @@ import type { Metrics } from './metrics.ts'
 import { watchOrphans } from './orphans.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
 import { Predecessor } from './predecessor.ts'
+import type { Beginning } from './predecessor.ts'
 import { createLogger, ownVersion } from './report.ts'
 import { makeRuntimeDirectory, sweepRuntimeDirectories } from './runtime-directory.ts'
-import { seconds } from './words.ts'
+import { printable, seconds } from './words.ts'
 import { checkUnitTimes } from './unit-times.ts'
 import { Supervisor } from './supervisor.ts'
+import { Survivors } from './survivors.ts'
 import { createNotifier } from './systemd.ts'
 import { Upgrader } from './upgrade.ts'
 
@@ -43,7 +45,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   // Who asked for an upgrade wants to know why there is none; our stderr may be a journal.
   const complain = (status: 1 | 2, complaints: readonly string[]): number => {
     predecessor?.failed(complaints)
-    for (const complaint of complaints) process.stderr.write(`usr2: ${complaint}\n`)
+    for (const complaint of complaints) process.stderr.write(`usr2: ${printable(complaint)}\n`)
     return status
   }
   try {
@@ -63,13 +65,18 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   if (!first.ok || !group.ok) return complain(2, [...reasonsOf(first), ...reasonsOf(group)])
   const place = defaultControlPath(config, env, canWrite)
   if (!place.ok) return complain(1, [place.complaint])
+  let beginning: Beginning | null = null
   if (predecessor) {
     const { name, control } = predecessor.bequest
     if (name !== config.name || control !== place.path) {
       const was = `It was "${name}" at ${control} and would be "${config.name}" at ${place.path}`
       return complain(1, [`${was}: an upgrade changes neither name nor control socket; restart the service.`])
     }
-    predecessor.hello(ownVersion(), first.pinned.policy.startTimeoutMs)
+    try {
+      beginning = await predecessor.hello(ownVersion(), first.pinned.policy.startTimeoutMs)
+    } catch (error) {
+      return complain(1, [error instanceof Error ? error.message : String(error)])
+    }
   }
 
   const opened = openLogFile(config)
@@ -87,6 +94,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     if (fixed.length > 0) {
       log.warn({ keys: fixed }, `changed, but only a restart can change it: ${fixed.join(', ')}`)
     }
+    for (const warning of again.warnings) if (!loaded.warnings.includes(warning)) log.warn({}, warning)
     const pinned = await pinGeneration(again.config, env)
     return pinned.ok ? loadable(pinned) : pinned
   }
@@ -103,7 +111,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
 
   let inherited: Inherited
   try {
-    inherited = takeInherited(env)
+    inherited = predecessor ? takeBequeathed(predecessor.bequest) : takeInherited(env)
   } catch (error) {
     return complain(1, [error instanceof Error ? error.message : String(error)])
   }
@@ -124,6 +132,11 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   const forgetOrphans = process.pid === 1 ? watchOrphans({ log }) : () => {}
   let end: (status: number) => void = () => {}
   const ended = new Promise<number>((resolve) => (end = resolve))
+  const { killTimeoutMs } = first.pinned.policy
+  const survivors = new Survivors({
+    ...{ log, control: place.path, name: config.name, killTimeoutMs },
+    stopBudgetMs: stopBudgetMs(first.pinned.policy),
+  })
   try {
     const supervisor = new Supervisor({
       config,
@@ -144,9 +157,19 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         supervisor.leave()
       },
       onGenerationEnded: (generation, text) => face.drained(generation, text),
-      ...(predecessor ? { leaderless: predecessor.gone } : {}),
+      async leaderless() {
+        await predecessor?.gone
+        await survivors.gone
+      },
+      makeWay: (address) => survivors.makeWay(address),
+      // Whatever a successor that failed has left beside our sockets is swept.
+      beforeClose: () => face.settled(),
       // A stop is over when the whole service has stopped.
-      beforeEnd: async () => predecessor?.left(),
+      async beforeEnd(status) {
+        await predecessor?.left()
+        if (status === 0) await survivors.gone
+      },
+      onStopNow: () => survivors.kill(),
       onEnd: (status) => end(status),
       inspectorPort: () => stacks?.port ?? null,
       async lookInto(pid) {
@@ -159,8 +182,13 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     const openMetricsFor = async (): Promise<void> => {
       if (config.metrics !== null) metrics = await openMetricsOf(supervisor, config.metrics, log)
     }
+    const sweep = (pid: number): void => {
+      supervisor.sweep(pid)
+      sweepRuntimeDirectories(place.path, config.name, pid)
+    }
     const face = new Upgrader({
       ...{ supervisor, config, log, notifier, predecessor, control: place.path },
+      notifyFd: inherited.notifyFd,
       start: { argv, env: input.env, given: input.cwd, cwd },
       directories: () => control?.directories ?? [],
       giveUp: async () => metrics?.close(),
@@ -174,10 +202,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         writePid(config, log)
         await openMetricsFor()
       },
-      sweep(pid) {
-        supervisor.sweep(pid)
-        sweepRuntimeDirectories(place.path, config.name, pid)
-      },
+      sweep,
     })
     const controlOf = () => ({
       ...{ path: place.path, mode: config.controlMode, gid: group.gid, shared: isShared(config), face, log },
@@ -185,6 +210,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     // The socket is what tells a second master of the same name, so it comes before anything is started.
     if (predecessor === null) control = await openControl(controlOf())
     else supervisor.inherit(predecessor.bequest.listeners)
+    if (predecessor === null) survivors.look()
     upgrader = face
     const loading = await loadable(first)
     if (!loading.ok) return complain(1, loading.reasons)
@@ -199,6 +225,15 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       `usr2 ${ownVersion()} (pid ${process.pid}): ${config.workers} x ${first.pinned.entry}; ` +
         `a stop takes at most ${seconds(stopBudgetMs(policy))}`,
     )
+    if (beginning?.ticketKeys) supervisor.inheritKeys(beginning.ticketKeys)
+    if (beginning) supervisor.inheritVersions(beginning.versions, first.pinned)
+    void predecessor?.gone.then(() => {
+      const { pid } = predecessor.bequest
+      if (!predecessor.tookOver) return
+      // It may have been killed.
+      survivors.look(pid)
+      sweep(pid)
+    })
     supervisor.start(first.pinned, predecessor?.bequest.heritage)
     takeSignals(face, log, env, file)
     const startWatchdog = (): void => {
@@ -212,7 +247,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     predecessor?.attend({
       leave(reason) {
         log.error({ event: 'dismissed', reason }, `leaves: ${reason}`)
-        supervisor.leave()
+        supervisor.giveBack()
       },
       async takeOver(directories) {
         control = await openControl({ ...controlOf(), replaces: { directories } })
@@ -293,7 +328,7 @@ const reasonsOf = (
 ) => (result.ok ? [] : result.reasons)
 
 function complain(status: 1 | 2, complaints: readonly string[]): number {
-  for (const complaint of complaints) process.stderr.write(`usr2: ${complaint}\n`)
+  for (const complaint of complaints) process.stderr.write(`usr2: ${printable(complaint)}\n`)
   return status
 }
 

@@ -18,7 +18,7 @@ import {
   statSync,
 } from 'node:fs'
 import type { Stats } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { isAlive } from './leftovers.ts'
 
@@ -81,13 +81,27 @@ export function sweepRuntimeDirectories(control: string, name: string, pid: numb
   removeOf(realpathSync(dirname(control)), name, (other) => other === pid)
 }
 
-function removeOf(parent: string, name: string, isGone: (pid: number) => boolean): void {
+/** Whose runtime directory that is, by its pid: of a master of that name beside that control socket, else null. */
+export function masterOf(directory: string, control: string, name: string): number | null {
+  try {
+    if (dirname(directory) !== realpathSync(dirname(control))) return null
+  } catch {
+    // Somebody has removed it.
+    return null
+  }
+  return pidIn(basename(directory), name)
+}
+
+function pidIn(entry: string, name: string): number | null {
   const prefix = `.usr2-${name}-`
+  const pid = entry.startsWith(prefix) ? /^(\d+)(-\w{6})?$/.exec(entry.slice(prefix.length))?.[1] : undefined
+  return pid === undefined ? null : Number(pid)
+}
+
+function removeOf(parent: string, name: string, isGone: (pid: number) => boolean): void {
   for (const entry of readdirSync(parent)) {
-    const pid = entry.startsWith(prefix)
-      ? /^(\d+)(-\w{6})?$/.exec(entry.slice(prefix.length))?.[1]
-      : undefined
-    if (pid === undefined || !isGone(Number(pid))) continue
+    const pid = pidIn(entry, name)
+    if (pid === null || !isGone(pid)) continue
     if (isOurDirectory(lstatSync(join(parent, entry), { throwIfNoEntry: false })))
       rmSync(join(parent, entry), { recursive: true, force: true })
   }

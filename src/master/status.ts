@@ -250,13 +250,16 @@ function analysisStatus({ state, lastJudgement }: StatusParts): AnalysisStatus |
   const { doing, plan, at } = top.rollout
   const step = plan[at]
   if (step?.k !== 'analyse') return null
-  const { taken, failed } = doing.k === 'analysing' ? doing.tally : { taken: 0, failed: 0 }
+  const tally = doing.k === 'analysing' || doing.k === 'paused' ? doing.tally : null
+  const { taken, failed } = tally ?? { taken: 0, failed: 0 }
+  // The last one may be of an analysis before.
+  const findings = taken === 0 ? [] : (lastJudgement?.findings ?? [])
   return {
     taken,
     of: step.analysis.count,
     failed,
     failureLimit: step.analysis.failureLimit,
-    findings: (lastJudgement?.findings ?? []).map(({ limit, candidate, current, holds }) => ({
+    findings: findings.map(({ limit, candidate, current, holds }) => ({
       limit: limitText(limit),
       candidate: figureText(limit.metric, candidate),
       current: figureText(limit.metric, current),

@@ -87,8 +87,9 @@ export class Successor {
   private readonly said: FromSuccessor[] = []
   private wake: () => void = () => {}
   private end: string | null = null
+  private hasBegun = false
 
-  /** @param fds of the listeners, in the order of the bequest */
+  /** @param fds that it gets as 3 and up */
   constructor({ node, args, cwd, env }: Program, fds: readonly number[]) {
     this.shell = spawn(SHELL, ['-c', DOUBLE_FORK, 'sh', node, ...args], {
       cwd,
@@ -159,8 +160,18 @@ export class Successor {
     }
   }
 
-  /** Tells it to leave, and kills it should it not. Its workers notice that, and drain and leave by themselves. */
+  /** It may begin: from now on it has workers. */
+  begin(message: Omit<Extract<ToSuccessor, { readonly t: 'begin' }>, 't'>): void {
+    this.hasBegun = true
+    this.send({ t: 'begin', ...message })
+  }
+
+  /**
+   * Tells it to leave, and kills it should it not: at once where it has no workers yet. Workers notice that, and drain
+   * and leave by themselves.
+   */
   async dismiss(reason: string, graceMs: number): Promise<void> {
+    if (!this.hasBegun) return this.kill()
     this.send({ t: 'leave', reason })
     let timer: NodeJS.Timeout | undefined
     const late = new Promise((resolve) => (timer = setTimeout(resolve, graceMs)))

@@ -5,8 +5,10 @@
  * there. This file decides nothing: where it seems to choose, it looks up who holds what.
  */
 import type { Config } from '../config.ts'
+import type { Address } from '../address.ts'
 import { MAX_DRAIN_MS } from '../protocol.ts'
 import type { FromWorker, Held, KnownListener, Statistics } from '../protocol.ts'
+import { MAX_HISTORY } from '../rollout/rollout.ts'
 import { currentOf, holder, isGoing, parkedOf, roleOf, serves, stateOf } from '../rollout/questions.ts'
 import { initialState } from '../rollout/state.ts'
 import type {
@@ -50,8 +52,7 @@ import type { GenerationTotals, Verdicts } from './totals.ts'
 import { TicketKeys } from './ticket-keys.ts'
 import { Turns } from './turns.ts'
 import type { Place } from './turns.ts'
-import { FIRST_LISTENER_FD } from './upgrade-wire.ts'
-import type { BequeathedListener } from './upgrade-wire.ts'
+import type { BequeathedKeys, BequeathedListener, BequeathedVersion } from './upgrade-wire.ts'
 import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
 import { heldText, plural, seconds } from './words.ts'
@@ -86,10 +87,15 @@ export interface SupervisorParts {
   onTrouble?(reason: string): void
   /** Its last worker has gone. */
   onGenerationEnded?(generation: GenerationId, text: string): void
-  /** Where another master may still have a leader: when that has gone. */
-  readonly leaderless?: Promise<void>
-  /** What the end waits for when no worker is left. */
-  beforeEnd?(): Promise<void>
+  /** When no worker of another master can lead any more. */
+  readonly leaderless?: () => Promise<void>
+  /** A worker of a killed master may have an address that is in use: whether it is worth another try. */
+  makeWay?(address: Address): Promise<boolean>
+  /** What waits when no worker is left: before the listeners are closed, and before the end. */
+  beforeClose?(): Promise<void>
+  beforeEnd?(status: 0 | 1): Promise<void>
+  /** A stop is to take no more time. */
+  onStopNow?(): void
   /** No worker is left and every listener is closed. */
   onEnd(status: 0 | 1): void
   /** Where the inspector of a blocked worker would listen; null: it never does. */
@@ -148,7 +154,11 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     this.parts = parts
     this.log = parts.log
     const { log, activated } = parts
-    this.listeners = new Listeners({ log, activated, onHeld: (known) => this.tellHeld(known) })
+    this.listeners = new Listeners({
+      ...{ log, activated, onHeld: (known) => this.tellHeld(known) },
+      makeWay: async (address) => (await parts.makeWay?.(address)) ?? false,
+      onUnclaimed: (key) => this.forget(key),
+    })
     this.announcer = new Announcer({
       ...{ log: parts.log, notifier: parts.notifier, handles: this.handles, pinned: this.pinned },
       state: () => this.state,
@@ -279,11 +289,9 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         return this.handles.get(command.worker)?.send({ t: 'step-down' })
       case 'release':
         void this.listeners.release(command.key)
-        this.ticketKeys.forgetListener(command.key)
         // In a stop an app's own `unlink` of its socket on SIGTERM still finds nothing to complain about.
-        if (this.state.top.k === 'stopping') return
-        for (const handle of this.handles.values()) handle.send({ t: 'forget', key: command.key })
-        return
+        if (this.state.top.k === 'stopping') return this.ticketKeys.forgetListener(command.key)
+        return this.forget(command.key)
       case 'unpin':
         this.pinned.delete(command.generation)
         return
@@ -431,8 +439,21 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private weigh(handle: WorkerHandle): void {
     const { replaceAt } = this.state.generations.get(handle.generation)?.policy ?? {}
     if (!replaceAt || (replaceAt.memoryBytes === null && replaceAt.requests === null)) return
-    const rss = handle.pid === null || replaceAt.memoryBytes === null ? null : rssBytes(handle.pid)
-    this.dispatch({ e: 'weighed', worker: handle.id, rssBytes: rss, requests: handle.counts.requests })
+    const isReady = this.state.workers.get(handle.id)?.phase.k === 'ready'
+    if (isReady && handle.pid !== null) handle.freshBytes ??= workerBytes(handle.pid)
+    const { memoryBytes } = replaceAt
+    const rss = handle.pid === null || memoryBytes === null ? null : rssBytes(handle.pid)
+    const { requests } = handle.counts
+    // Looked at only where it may matter: many files are read for it.
+    const memory =
+      rss === null || memoryBytes === null || rss <= memoryBytes ? null : this.memoryBeside(handle)
+    this.dispatch({ e: 'weighed', worker: handle.id, rssBytes: rss, requests, memory })
+  }
+
+  /** What another one like it would find, and take: as much as this one took before it grew. */
+  private memoryBeside({ freshBytes }: WorkerHandle): Memory | null {
+    const free = freeBytes()
+    return free === null || freshBytes === null ? null : { freeBytes: free, workerBytes: freshBytes }
   }
 
   private spawn(id: WorkerId, generation: GenerationId, slot: number): void {
@@ -446,8 +467,9 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       pinned,
       preload: this.parts.preload,
       inspectorPort: this.parts.inspectorPort(),
-      known: this.listeners.known(),
+      known: this.listeners.known({ listen: pinned.config.listen, identity: pinned.identity }),
       onMessage: (worker, message) => this.onMessage(worker, message),
+      onBroken: (worker, reason) => this.onBroken(worker, reason),
       onExit: (worker, exit) => this.onExit(worker, exit),
     })
     this.handles.set(id, handle)
@@ -476,10 +498,11 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
 
   private async lead(id: WorkerId): Promise<void> {
     // Two leaders at a time is what an app uses us to avoid.
-    if (this.parts.leaderless) await this.parts.leaderless
+    await this.parts.leaderless?.()
     const handle = this.handles.get(id)
     if (handle === undefined || this.state.workers.get(id)?.leadership !== 'leads') return
-    this.log.info({ ...handle.facts, event: 'leads' }, `slot ${handle.slot} leads`)
+    if (handle.mayBeQuoted(this.log))
+      this.log.info({ ...handle.facts, event: 'leads' }, `slot ${handle.slot} leads`)
     handle.send({ t: 'lead' })
   }
 
@@ -497,6 +520,12 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     }
   }
 
+  private onBroken(handle: WorkerHandle, reason: string): void {
+    const text = `slot ${handle.slot} (pid ${handle.pid}) ${reason}`
+    this.log.error({ ...handle.facts, event: 'worker-broke', reason }, text)
+    this.dispatch({ e: 'worker-broke', worker: handle.id, reason })
+  }
+
   private onMessage(handle: WorkerHandle, message: FromWorker): void {
     const worker = handle.id
     switch (message.t) {
@@ -506,9 +535,10 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         return this.listeners.proved(handle, message.key, message.error)
       case 'claimed':
         this.extendWhileStarting()
-        if (!this.listeners.has(message.key)) {
+        if (!this.listeners.isFor(message.key, handle.permission)) {
           // Never let into the machine: it would want it of every successor, and none could ever be ready.
-          const text = `slot ${handle.slot} says that it listens on ${message.key}, which this master does not hold`
+          if (!handle.mayBeQuoted(this.log)) return
+          const text = `slot ${handle.slot} says that it listens on ${message.key}, which it may not, or this master does not hold`
           return this.log.warn({ ...handle.facts, event: 'claim-refused', listener: message.key }, text)
         }
         this.listeners.claimed(message.key)
@@ -558,15 +588,16 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       case 'warmed':
         return this.dispatch({ e: 'warmed', worker, failure: message.failure })
       case 'signalled':
-        this.log.info(
-          { ...handle.facts, event: 'worker-signalled' },
-          `slot ${handle.slot} got ${message.signal}`,
-        )
+        if (handle.mayBeQuoted(this.log)) {
+          const text = `slot ${handle.slot} got ${message.signal}`
+          this.log.info({ ...handle.facts, event: 'worker-signalled' }, text)
+        }
         return this.dispatch({ e: 'replace-asked', worker })
       case 'leadership-asked':
       case 'leadership-ended':
         return this.dispatch({ e: message.t, worker })
       case 'warning':
+        if (!handle.mayBeQuoted(this.log)) return
         return this.log.warn({ ...handle.facts, event: 'worker-warning' }, message.text)
       case 'ticket-keys-asked':
         if (this.listeners.has(message.key)) this.ticketKeys.asked(handle, message.key, message.fingerprint)
@@ -652,7 +683,14 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private readonly leftoverKills = new Map<number, NodeJS.Timeout>()
 
   private tellHeld(listener: KnownListener): void {
-    for (const handle of this.handles.values()) handle.send({ t: 'known', listener })
+    for (const handle of this.handles.values()) {
+      if (this.listeners.isFor(listener.key, handle.permission)) handle.send({ t: 'known', listener })
+    }
+  }
+
+  private forget(key: string): void {
+    this.ticketKeys.forgetListener(key)
+    for (const handle of this.handles.values()) handle.send({ t: 'forget', key })
   }
 
   private generationEnded(generation: GenerationId): void {
@@ -742,8 +780,9 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       signalGroup(pid, 'SIGKILL')
     }
     this.ticketKeys.close()
+    await this.parts.beforeClose?.()
     await this.listeners.closeAll()
-    await this.parts.beforeEnd?.()
+    await this.parts.beforeEnd?.(status)
     const text = status === 0 ? 'stopped' : `gave up: ${why.join('; ')}`
     if (this.handedOver) this.log.info({ event: 'left' }, 'the last worker of this master has left')
     else this.log[status === 0 ? 'info' : 'error']({ event: 'stopped', status, reasons: why }, text)
@@ -765,7 +804,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         this.lastVerdict = this.verdict(what.verdict)
         this.lastJudgement = null
         // Aborted or stopped in the midst of one: it must not go on beside that of the next rollout.
-        this.hooks.end(['beforeSpawn', 'beforePromote'], 'was ended: the rollout is over')
+        this.hooks.end(['beforeSpawn', 'beforePromote'], 'the rollout is over')
         if (what.verdict.outcome === 'promoted') this.lastReplaced = what.verdict.other
         this.books.judged(what.verdict)
         this.bans.judged(what.verdict, this.pinned, new Date())
@@ -797,7 +836,8 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     return currentOf(this.state.top)
   }
 
-  private keys(): string[] {
+  /** On which workers listen, or have listened. */
+  keys(): string[] {
     return this.listeners.keys()
   }
 
@@ -842,7 +882,15 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
 
   /** @throws {BindError} a descriptor is not what it is said to be */
   inherit(listeners: readonly BequeathedListener[]): void {
-    for (const [i, listener] of listeners.entries()) this.listeners.inherit(FIRST_LISTENER_FD + i, listener)
+    for (const listener of listeners) this.listeners.inherit(listener)
+  }
+
+  inheritKeys(keys: BequeathedKeys): void {
+    this.ticketKeys.inherit(keys)
+  }
+
+  bequeathKeys(): BequeathedKeys | null {
+    return this.ticketKeys.bequeath()
   }
 
   /** The master before has let go of the listeners. */
@@ -850,20 +898,58 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     this.listeners.own()
   }
 
-  bequeath(): { readonly listeners: ReturnType<Listeners['bequeath']>; readonly heritage: Heritage } {
-    const { nextGeneration, nextReload, scale, top, generations } = this.state
-    const slots = generations.get(currentOf(top) ?? -1)?.slots ?? []
-    const wants = slots.map(({ wants }) => [...(wants ?? [])])
-    return { listeners: this.listeners.bequeath(), heritage: { nextGeneration, nextReload, scale, wants } }
-  }
-
-  /** A successor serves: every worker drains, as in a stop, but what is held stays open in the other master. */
-  handOver(): void {
-    this.handedOver = true
-    this.listeners.handOver()
+  /** The master before goes on with the listeners: as `leave`, and nothing of them is touched. */
+  giveBack(): void {
+    this.listeners.disown()
     this.leave()
   }
+
+  bequeath(): ReturnType<Listeners['bequeath']> & { readonly heritage: Heritage } {
+    const { nextGeneration, nextReload, scale, top, generations, history, listened } = this.state
+    const slots = generations.get(currentOf(top) ?? -1)?.slots ?? []
+    const wants = slots.map(({ wants }) => [...(wants ?? [])])
+    const earlier = history.map((id) => ({ id, listened: [...(listened.get(id) ?? [])] }))
+    const current = currentOf(top)
+    const itself = current === null ? [] : [{ id: current, listened: [...new Set(wants.flat())] }]
+    const heritage = {
+      ...{ nextGeneration, nextReload, scale, wants },
+      history: [...earlier, ...itself].slice(-MAX_HISTORY),
+    }
+    return { ...this.listeners.bequeath(), heritage }
+  }
+
+  /** Of those that can be booted again. */
+  bequeathVersions(ids: readonly GenerationId[]): BequeathedVersion[] {
+    return ids.flatMap((id) => {
+      const pinned = this.pinned.get(id)
+      if (pinned === undefined) return []
+      const { config: _, identity: __, policy: ___, ...version } = pinned
+      return [{ id, ...version }]
+    })
+  }
+
+  /** They are booted with our settings: those of another usr2 may not be ours. */
+  inheritVersions(versions: readonly BequeathedVersion[], { config, identity, policy }: Pinned): void {
+    for (const { id, ...version } of versions) this.pinned.set(id, { ...version, config, identity, policy })
+  }
+
+  /**
+   * A successor serves: every worker drains, as in a stop, but what is held stays open in the other master. Settles when
+   * none accepts any more.
+   */
+  handOver(): Promise<void> {
+    this.handedOver = true
+    this.listeners.handOver()
+    const current = this.currentGeneration
+    this.leave()
+    return new Promise((resolve) => this.whenWithdrawn(current, resolve))
+  }
   private handedOver = false
+
+  /** The successor has died. */
+  closeHandedOver(): void {
+    this.listeners.closeHandedOver()
+  }
 
   /** A stop of this master alone: another one serves on, so the hook that takes the host out of service does not run. */
   leave(): void {
@@ -913,6 +999,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
 
   stop(how: 'graceful' | 'now', done: () => void = () => {}): void {
     this.stopped.push(done)
+    if (how === 'now') this.parts.onStopNow?.()
     this.dispatch({ e: 'stop-asked', how })
   }
 

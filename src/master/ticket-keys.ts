@@ -4,6 +4,7 @@
  */
 import { createRequire } from 'node:module'
 import type { ToWorker } from '../protocol.ts'
+import type { BequeathedKeys } from './upgrade-wire.ts'
 
 /** A name, a key for HMAC and one for AES, 16 bytes each (Node's `ticketKeys`). */
 const KEY_BYTES = 48
@@ -23,8 +24,10 @@ export interface KeyTaker {
 
 export interface TicketKeysParts {
   random(bytes: number): Buffer
-  /** Calls again and again; gives what ends it. */
-  every(ms: number, call: () => void): () => void
+  /** Milliseconds of a clock that runs evenly. */
+  now(): number
+  /** Calls once; gives what prevents it. */
+  after(ms: number, call: () => void): () => void
 }
 
 interface Entry {
@@ -36,9 +39,9 @@ export class TicketKeys {
   /** By listener, then by fingerprint. */
   private readonly listeners = new Map<string, Map<string, Entry>>()
   private readonly parts: TicketKeysParts
-  private stopRotation: (() => void) | undefined
+  private rotation: { readonly at: number; readonly stop: () => void } | null = null
 
-  constructor(parts: TicketKeysParts = { random: randomBytes, every: unrefInterval }) {
+  constructor(parts: TicketKeysParts = { random: randomBytes, now: () => performance.now(), after }) {
     this.parts = parts
   }
 
@@ -54,7 +57,33 @@ export class TicketKeys {
     entries.set(fingerprint, entry)
     entry.takers.add(taker)
     taker.send({ t: 'ticket-keys', key, fingerprint, keys: entry.keys })
-    this.stopRotation ??= this.parts.every(ROTATE_EVERY_MS, () => this.rotate())
+    if (this.rotation === null) this.rotateAfter(ROTATE_EVERY_MS)
+  }
+
+  /** What a master needs that replaces this one; null: there are none. */
+  bequeath(): BequeathedKeys | null {
+    if (this.rotation === null) return null
+    const entries = [...this.listeners].flatMap(([key, entries]) =>
+      [...entries].map(([fingerprint, { keys }]) => ({ key, fingerprint, keys })),
+    )
+    return { rotateInMs: Math.max(0, this.rotation.at - this.parts.now()), entries }
+  }
+
+  /** Before any worker asks. Who asks for none of them until the next rotation gets new ones. */
+  inherit({ rotateInMs, entries }: BequeathedKeys): void {
+    for (const { key, fingerprint, keys } of entries) {
+      const known = this.listeners.get(key) ?? new Map<string, Entry>()
+      this.listeners.set(key, known.set(fingerprint, { keys, takers: new Set() }))
+    }
+    this.rotateAfter(Math.min(rotateInMs, ROTATE_EVERY_MS))
+  }
+
+  private rotateAfter(ms: number): void {
+    const rotate = (): void => {
+      this.rotate()
+      this.rotateAfter(ROTATE_EVERY_MS)
+    }
+    this.rotation = { at: this.parts.now() + ms, stop: this.parts.after(ms, rotate) }
   }
 
   /** It has ended. Its keys wait for its successor, at most until the next rotation. */
@@ -72,8 +101,8 @@ export class TicketKeys {
 
   close(): void {
     this.listeners.clear()
-    this.stopRotation?.()
-    this.stopRotation = undefined
+    this.rotation?.stop()
+    this.rotation = null
   }
 
   private rotate(): void {
@@ -100,7 +129,7 @@ function randomBytes(bytes: number): Buffer {
   return crypto.randomBytes(bytes)
 }
 
-function unrefInterval(ms: number, call: () => void): () => void {
-  const timer = setInterval(call, ms).unref()
-  return () => clearInterval(timer)
+function after(ms: number, call: () => void): () => void {
+  const timer = setTimeout(call, ms).unref()
+  return () => clearTimeout(timer)
 }

@@ -5,6 +5,7 @@
  *     old                                 new
  *      | -- environment: Bequest ---------> |
  *      | <----------------- hello, failed - |   speaks our protocol; its configuration is right
+ *      | -- begin ------------------------> |   with what is nobody else's to see: an environment can be read, a channel not
  *      | <----------------- ready, failed - |   its generation serves, beside ours
  *      | -- take-over --------------------> |   it takes control socket, pid file, paths of unix sockets, metrics
  *      | <------------- took-over, failed - |   the point of no return
@@ -13,27 +14,40 @@
  *      | <--------- stop, or stop --------> |   whoever is asked to stop takes the other one along
  *      | (the channel closes: it has left)  |
  *
- * Before took-over either may end the attempt: `leave`, `failed`, or the channel closing.
+ * Until the old one has heard took-over either may end the attempt: `leave`, `failed`, or the channel closing. A stop that
+ * comes before (the control socket is the new one's already) is the old one's, too.
  */
 import * as v from 'valibot'
 
 import type { Address } from '../address.ts'
 import type { KnownListener } from '../protocol.ts'
-import type { Heritage } from '../rollout/state.ts'
+import type { GenerationId, Heritage } from '../rollout/state.ts'
+import type { Version } from './generation.ts'
 
 /** Raised when a message changes its meaning. A successor that says another one is ended. */
-export const UPGRADE_VERSION = 1
+export const UPGRADE_VERSION = 2
 
 /** Private: the successor takes it out of its environment before anything else reads that. */
 export const UPGRADE_ENV = 'USR2_UPGRADE'
 
-/** The descriptor of the first listener; the others follow in their order. */
-export const FIRST_LISTENER_FD = 3
+/** A descriptor: its number in the master that has it, in the bequest its number in the successor. */
+interface Descriptor {
+  readonly fd: number
+}
 
-export interface BequeathedListener {
+export interface BequeathedListener extends Descriptor {
   /** As it was asked for, from which its key follows. */
   readonly address: Address
   readonly known: KnownListener
+}
+
+/**
+ * A socket that the service manager passed to the first master of the line. It may be lent to apps under several keys, and
+ * has one descriptor: what was lent the successor lends anew when its workers ask.
+ */
+export interface BequeathedActivated extends Descriptor {
+  readonly name: string
+  readonly address: Address
 }
 
 export interface Bequest {
@@ -42,13 +56,35 @@ export interface Bequest {
   readonly pid: number
   readonly name: string
   readonly control: string
+  /** What the masters of this line have bound. */
   readonly listeners: readonly BequeathedListener[]
+  readonly activated: readonly BequeathedActivated[]
+  /** By which the service manager is told things (inherited.ts). */
+  readonly notifyFd: number | null
   readonly heritage: Heritage
   /** The longest that its drain may take. */
   readonly stopBudgetMs: number
 }
 
 export type StopHow = 'graceful' | 'now'
+
+/** A version of the app that can be booted again. Its environment may hold secrets. */
+export interface BequeathedVersion extends Version {
+  /** As which it served. */
+  readonly id: GenerationId
+}
+
+/** With which workers seal TLS session tickets (ticket-keys.ts). */
+export interface BequeathedKeys {
+  /** Until the next rotation, which no upgrade puts off. */
+  readonly rotateInMs: number
+  readonly entries: readonly {
+    /** Of the listener. */
+    readonly key: string
+    readonly fingerprint: string
+    readonly keys: string
+  }[]
+}
 
 export type FromSuccessor =
   | {
@@ -66,7 +102,13 @@ export type FromSuccessor =
   | { readonly t: 'stop'; readonly how: StopHow }
 
 export type ToSuccessor =
-  /** Before `took-over`: end yourself and your workers. */
+  /** Our hello is accepted: boot the generation. */
+  | {
+      readonly t: 'begin'
+      readonly ticketKeys: BequeathedKeys | null
+      readonly versions: readonly BequeathedVersion[]
+    }
+  /** End yourself and your workers, and give back what you took: the other one goes on. */
   | { readonly t: 'leave'; readonly reason: string }
   /** `directories`: made for the control socket, so to be removed with it. */
   | { readonly t: 'take-over'; readonly directories: readonly string[] }
@@ -95,10 +137,15 @@ const bound = v.object({ address: text, family: text, port: count })
 
 const bequest: v.GenericSchema<unknown, Bequest> = v.object({
   ...{ protocol: v.literal(UPGRADE_VERSION), pid: count, name: text, control: text, stopBudgetMs: count },
-  listeners: v.array(v.object({ address, known: v.object({ key: text, bound: v.nullable(bound) }) })),
+  listeners: v.array(
+    v.object({ fd: count, address, known: v.object({ key: text, bound: v.nullable(bound) }) }),
+  ),
+  activated: v.array(v.object({ fd: count, name: text, address })),
+  notifyFd: v.nullable(count),
   heritage: v.object({
     ...{ nextGeneration: count, nextReload: count, wants: v.array(v.array(text)) },
     scale: v.nullable(v.object({ slots: count, configured: count })),
+    history: v.array(v.object({ id: count, listened: v.array(text) })),
   }),
 })
 
@@ -113,7 +160,20 @@ const fromSuccessor: v.GenericSchema<unknown, FromSuccessor> = v.variant('t', [
   v.object({ t: v.literal('stop'), how }),
 ])
 
+const version: v.GenericSchema<unknown, BequeathedVersion> = v.object({
+  ...{ id: count, entry: text, cwd: text, pwd: text, node: text, nodeVersion: text, version: text },
+  ...{ nodeArgs: v.array(text), args: v.array(text), env: v.record(text, text), nodeOptionsOf: text },
+  fingerprint: text,
+})
+
+const ticketKeys = v.object({
+  rotateInMs: count,
+  // 48 bytes in base64.
+  entries: v.array(v.object({ key: text, fingerprint: text, keys: v.pipe(text, v.length(64)) })),
+})
+
 const toSuccessor: v.GenericSchema<unknown, ToSuccessor> = v.variant('t', [
+  v.object({ t: v.literal('begin'), ticketKeys: v.nullable(ticketKeys), versions: v.array(version) }),
   v.object({ t: v.literal('leave'), reason: text }),
   v.object({ t: v.literal('take-over'), directories: v.array(text) }),
   v.object({ t: v.literal('main') }),

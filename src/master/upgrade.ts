@@ -29,8 +29,10 @@ const READY_MARGIN_MS = 10_000
 /** Binding a control socket and writing a pid file. */
 const TAKE_OVER_TIMEOUT_MS = 10_000
 /** How long a successor that failed may take to leave before it is killed. */
-const LEAVE_MS = 5_000
+const LEAVE_MS = 3_000
 
+/** After stdin, stdout and stderr. */
+const FIRST_FD = 3
 /** What was meant for this master alone: descriptors that are passed otherwise, and a pid that is not its successor's. */
 const NOT_PASSED_ON = ['LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES', 'LISTEN_PIDFDID', 'WATCHDOG_PID']
 
@@ -41,6 +43,8 @@ export interface UpgraderParts {
   readonly notifier: Notifier
   /** The master before this one, which may still drain. */
   readonly predecessor: Predecessor | null
+  /** The service manager's (inherited.ts). */
+  readonly notifyFd: number | null
   /** How this master was started. `given`: its cwd as the user gave it; `cwd`: as the kernel had it. */
   readonly start: {
     readonly argv: readonly string[]
@@ -84,6 +88,7 @@ export class Upgrader implements Face {
   /** It has taken over. */
   private heir: Successor | null = null
   private isStopping = false
+  private isHurried = false
 
   constructor(parts: UpgraderParts) {
     this.parts = parts
@@ -117,15 +122,6 @@ export class Upgrader implements Face {
       return (
         'As PID 1 this master cannot be replaced: with it everything in the container ends. Restart the container, or ' +
         'run usr2 under an init (docker run --init).'
-      )
-    }
-    const { LISTEN_FDS, LISTEN_PID } = this.parts.start.env
-    if (LISTEN_FDS && LISTEN_PID === String(process.pid)) {
-      // A socket of a .socket unit is systemd's to unlink, and its backlog systemd's to set: the bequest has no word for
-      // that yet. And without the notify descriptor the new master's watchdog would not be heard (NotifyAccess=main).
-      return (
-        'systemd passed descriptors to this master (a .socket unit, or OpenFile=), which cannot be handed on to a new one ' +
-        'yet: with a .socket unit "systemctl restart" refuses no connection either.'
       )
     }
     try {
@@ -162,13 +158,18 @@ export class Upgrader implements Face {
         `master ${process.pid} -> ${after.pid} in ${seconds(took())} (usr2 ${before.usr2} -> ${after.usr2}, ` +
         `Node.js ${before.node} -> ${after.node}): generation ${current} -> ${after.generation}`
       log.info({ event: 'upgraded', ...after }, text)
-      attempt.asker?.verdict(this.verdict('promoted', [], took(), text, after.generation))
-      supervisor.handOver()
+      const verdict = this.verdict('promoted', [], took(), text, after.generation)
+      const handedOver = supervisor.handOver()
+      // It ends after this master, unless it dies: the next one must be able to bind while this one drains.
+      void this.heir?.gone.then(() => supervisor.closeHandedOver())
+      await handedOver
+      attempt.asker?.verdict(verdict)
     } catch (error) {
       const { successor } = attempt
       const failure =
         error instanceof UpgradeError ? error : new UpgradeError('rolled-back', [`${String(error)}.`])
-      const graceMs = this.isStopping ? stopBudgetMs(policyOf(config)) : LEAVE_MS
+      // In a stop as long as it may take: as the main process ends, systemd kills whoever still drains.
+      const graceMs = this.isStopping && !this.isHurried ? stopBudgetMs(policyOf(config)) : LEAVE_MS
       await successor?.dismiss(failure.reasons.join(' '), graceMs)
       if (successor?.pid) this.parts.sweep(successor.pid)
       const why = failure.reasons.join(' ')
@@ -189,28 +190,29 @@ export class Upgrader implements Face {
     const { supervisor, notifier } = this.parts
     const { signal } = attempt.aborting
     const file = this.file()
-    const { listeners, heritage } = supervisor.bequeath()
-    const program = this.program(node, file, { listeners, heritage })
+    const { heritage, ...passed } = supervisor.bequeath()
+    const keys = supervisor.keys()
+    const { program, fds } = this.program(node, file, { heritage, ...passed })
     const version = await askVersion(program, process.execArgv, file, signal)
     this.tell(attempt, `starting usr2 ${version} (this is ${ownVersion()}): ${file}`)
-    const successor = new Successor(
-      program,
-      listeners.map(({ fd }) => fd),
-    )
+    const successor = new Successor(program, fds)
     attempt.successor = successor
+    // It may have our control socket before we hear of it, and be told there.
+    successor.onStop = (how) => this.stop(how)
     const hello = await successor.next('hello', HELLO_TIMEOUT_MS, signal)
     if (hello.protocol !== UPGRADE_VERSION) {
       const text = `usr2 ${hello.usr2} speaks version ${hello.protocol} of the upgrade, and this one ${UPGRADE_VERSION}.`
       throw new UpgradeError('rolled-back', [`${text} Restart the service instead.`])
     }
+    const versions = supervisor.bequeathVersions(heritage.history.map(({ id }) => id))
+    successor.begin({ ticketKeys: supervisor.bequeathKeys(), versions })
     const who = `usr2 ${hello.usr2} on Node.js ${hello.node} (pid ${hello.pid})`
     this.tell(attempt, `${who} starts generation ${heritage.nextGeneration}`)
     const { generation } = await successor.next('ready', hello.startTimeoutMs + READY_MARGIN_MS, signal)
     this.tell(attempt, `generation ${generation} serves; handing over to pid ${hello.pid}`)
-    const isNew = (key: string): boolean => !listeners.some(({ known }) => known.key === key)
-    const late = supervisor.bequeath().listeners.find(({ known }) => isNew(known.key))
-    if (late) {
-      const text = `Meanwhile a worker has begun to listen on ${late.known.key}, which the new master does not hold.`
+    const late = supervisor.keys().find((key) => !keys.includes(key))
+    if (late !== undefined) {
+      const text = `Meanwhile a worker has begun to listen on ${late}, which the new master does not know of.`
       throw new UpgradeError('rolled-back', [`${text} Ask again.`])
     }
     await this.parts.giveUp()
@@ -244,22 +246,22 @@ export class Upgrader implements Face {
   private program(
     node: string | null,
     file: string,
-    { listeners, heritage }: ReturnType<Supervisor['bequeath']>,
-  ): Program {
-    const { start, config, control } = this.parts
+    { listeners, activated, heritage }: ReturnType<Supervisor['bequeath']>,
+  ): { readonly program: Program; readonly fds: readonly number[] } {
+    const { start, config, control, notifyFd } = this.parts
+    const fds: number[] = []
+    const passOn = (fd: number): number => FIRST_FD + fds.push(fd) - 1
     const bequest: Bequest = {
       ...{ protocol: UPGRADE_VERSION, pid: process.pid, name: config.name, control, heritage },
-      listeners: listeners.map(({ address, known }) => ({ address, known })),
+      listeners: listeners.map((listener) => ({ ...listener, fd: passOn(listener.fd) })),
+      activated: activated.map((socket) => ({ ...socket, fd: passOn(socket.fd) })),
+      notifyFd: notifyFd === null ? null : passOn(notifyFd),
       stopBudgetMs: stopBudgetMs(policyOf(config)),
     }
     const env: NodeJS.ProcessEnv = { ...start.env, PWD: start.given, [UPGRADE_ENV]: JSON.stringify(bequest) }
     for (const name of NOT_PASSED_ON) delete env[name]
-    return {
-      node: node ?? nodePath(process.argv0, start.env),
-      args: [...process.execArgv, file, 'run', ...start.argv],
-      cwd: start.given,
-      env,
-    }
+    const args = [...process.execArgv, file, 'run', ...start.argv]
+    return { program: { node: node ?? nodePath(process.argv0, start.env), args, cwd: start.given, env }, fds }
   }
 
   private tell({ asker }: Attempt, text: string): void {
@@ -339,9 +341,18 @@ export class Upgrader implements Face {
     }
     this.isStopping = true
     this.attempt?.aborting.abort('The master was told to stop.')
+    if (how === 'now') this.hurry()
     predecessor?.stop(how)
     if (predecessor?.tookOver === false && how === 'graceful') return supervisor.leave()
     supervisor.stop(how, done)
+  }
+
+  /** Whoever is being tried or dismissed goes with us. */
+  private hurry(): void {
+    this.isHurried = true
+    const successor = this.attempt?.successor
+    successor?.send({ t: 'stop', how: 'now' })
+    void successor?.dismiss('the master was told to stop now', LEAVE_MS)
   }
 
   get stopping(): boolean {

@@ -6,7 +6,8 @@ import { spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
 import type { EventEmitter } from 'node:events'
 import { existsSync } from 'node:fs'
-import { CMD, GUEST_ENV, PROTOCOL_VERSION, fromWorker } from '../protocol.ts'
+import { dirname } from 'node:path'
+import { CMD, GUEST_ENV, PROTOCOL_VERSION } from '../protocol.ts'
 import type {
   Counts,
   Failure,
@@ -23,11 +24,17 @@ import type { Pinned } from './generation.ts'
 import { idsOf } from './identity.ts'
 import { NO_COUNTS, ledgerOf } from './ledger.ts'
 import type { Ledger } from './ledger.ts'
+import { Allowance } from './allowance.ts'
+import type { Permission } from './permission.ts'
+import { WorkerChannel } from './worker-channel.ts'
+import { fromWorker } from './worker-word.ts'
 
 /** After its exit a worker's last messages may still be in the channel. */
 const LAST_WORDS_MS = 500
 /** An answer that is late is an answer, too: only the master counts. */
 const ASK_TIMEOUT_MS = 60_000
+/** Log lines that a worker has a say in: a flood of warnings must not fill the disk of the log file. */
+const QUOTED = { atOnce: 50, perSecond: 0.2 }
 /** Signals that reach every process of a unit and kill a Node that has not run its first line yet. */
 const STRAY = new Set<NodeJS.Signals>(['SIGUSR2', 'SIGHUP', 'SIGUSR1', 'SIGTERM', 'SIGINT', 'SIGQUIT'])
 
@@ -45,6 +52,8 @@ export interface WorkerParts {
   /** A descriptor of ours for its stdout; default: our own stdout. */
   readonly stdout?: number
   onMessage(worker: WorkerHandle, message: FromWorker): void
+  /** It broke the rules of its channel, which is closed: it cannot be told anything any more. */
+  onBroken?(worker: WorkerHandle, reason: string): void
   onExit(worker: WorkerHandle, exit: WorkerExit): void
 }
 
@@ -67,12 +76,18 @@ export class WorkerHandle {
   lost: readonly Held[] | null = null
   /** What it waits for as it leaves, and when it said so. */
   holding: { readonly said: Holding; readonly at: number } | null = null
+  /** What it took when it was first looked at as ready; null before. */
+  freshBytes: number | null = null
   alive = true
   private slowest: Slowest | null = null
   private saidDrained = false
   saidHello = false
   saidDraining = false
   private readonly parts: WorkerParts
+  private readonly channel: WorkerChannel
+  private readonly quoted = new Allowance(QUOTED, performance.now())
+  private saidMore = false
+  private toldToDrain = false
   private failure: Failure | null = null
   private stderr = ''
   private explanation = ''
@@ -96,6 +111,10 @@ export class WorkerHandle {
         stdio: ['ignore', parts.stdout ?? 'inherit', 'inherit', 'ipc'],
       },
     )
+    this.channel = new WorkerChannel(this.child, (reason) => {
+      this.explain(`it ${reason}`)
+      parts.onBroken?.(this, reason)
+    })
     const child: EventEmitter = this.child
     child.on('internalMessage', (raw: unknown) => this.receive(fromWorker(raw)))
     child.on('message', (message: unknown) => {
@@ -155,9 +174,26 @@ export class WorkerHandle {
     return ledgerOf(this.counts, this.slowest, leave)
   }
 
+  /** Where it may listen: as its generation was configured. */
+  get permission(): Permission {
+    const { config, identity } = this.parts.pinned
+    return { listen: config.listen, identity }
+  }
+
   send(message: ToWorker): void {
-    // The callback takes the error of a child that has gone; its exit tells.
-    if (this.child.connected) this.child.send({ cmd: CMD, ...message }, () => {})
+    if (message.t === 'drain') this.toldToDrain = true
+    this.channel.send({ cmd: CMD, ...message })
+  }
+
+  /** Whether the log may have one more line at its word. The first one that it may not have says so. */
+  mayBeQuoted(log: { warn(facts: object, text: string): void }): boolean {
+    if (this.quoted.take(1, performance.now())) return true
+    if (!this.saidMore) {
+      const text = `slot ${this.slot} says more than is logged from here on`
+      log.warn({ ...this.facts, event: 'worker-warning' }, text)
+    }
+    this.saidMore = true
+    return false
   }
 
   signal(signal: NodeJS.Signals): void {
@@ -185,6 +221,7 @@ export class WorkerHandle {
       statistics: pinned.config.statistics,
       inspectorPort: this.parts.inspectorPort ?? null,
       pwd: pinned.pwd,
+      runtime: dirname(this.parts.preload),
     }
     return {
       NODE_APP_INSTANCE: String(slot),
@@ -201,6 +238,9 @@ export class WorkerHandle {
   private receive(message: FromWorker | undefined): void {
     if (!message) return
     this.heardAt = performance.now()
+    // Of a drain that nobody asked for it can say nothing: its accounts would be closed before they are.
+    if (!this.toldToDrain && (message.t === 'draining' || message.t === 'drained' || message.t === 'died'))
+      return
     if (message.t === 'draining') {
       // Once: said again and again it would put the end of a stop off for ever.
       if (this.saidDraining) return
@@ -242,9 +282,21 @@ export class WorkerHandle {
     this.ended = true
     this.alive = false
     const words = this.failure ? firstFrame(this.failure) : lastLine(this.stderr)
-    const why = [words, this.explanation].filter((text) => text !== '').join('; ')
+    const why = [words, this.explanation, this.neverBegan(how)].filter((text) => text !== '').join('; ')
     const who = this.pid === null ? `slot ${this.slot}` : `slot ${this.slot} (pid ${this.pid})`
     this.parts.onExit(this, { reason: `${who} ${how}${why ? `: ${why}` : ''}`, stillborn })
+  }
+
+  /** Node preloads what NODE_OPTIONS say before our guest: it cannot tell what went wrong there. */
+  private neverBegan(how: string): string {
+    const { env, nodeOptionsOf, nodeArgs } = this.parts.pinned
+    const options = env['NODE_OPTIONS'] ?? ''
+    if (this.saidHello || !how.startsWith('exited') || (options === '' && nodeArgs.length === 0)) return ''
+    const given = [
+      ...(options === '' ? [] : [`NODE_OPTIONS of ${nodeOptionsOf} (${options})`]),
+      ...(nodeArgs.length === 0 ? [] : [`--node-args (${nodeArgs.join(' ')})`]),
+    ]
+    return `it ended before the app was loaded, as wrong ${given.join(' or ')} would have it; its stderr says why`
   }
 }
 

@@ -129,6 +129,10 @@ function absorbWorkerFact(
       if (!isUp || worker.claims.get(event.key)?.k !== 'opening') return
       fail(draft, worker, `could not accept on ${event.key}: ${event.reason}`)
       return
+    case 'worker-broke':
+      // One that leaves has its deadlines.
+      if (isUp) fail(draft, worker, `slot ${worker.slot} ${event.reason}`)
+      return
     case 'withdrawn':
       if (!isUp) draft.setClaim(worker, event.key, null)
       // It has no copy now, and waits to be granted again.
@@ -145,7 +149,7 @@ function absorbWorkerFact(
       }
       return draft.setWorker({ ...worker, warmth: 'warm' })
     case 'weighed':
-      return weighed(draft, worker, event.rssBytes, event.requests)
+      return weighed(draft, worker, event.rssBytes, event.requests, event.memory)
     case 'drain-began':
       if (worker.phase.k !== 'draining') return
       return draft.setWorker({

@@ -64,7 +64,7 @@ function heedProbes(draft: Draft): void {
       fail(draft, worker, `slot ${worker.slot} did not start: its startup probe fails: ${startup.why}`)
     } else if (worker && liveness?.standing === 'failing' && worker.tired?.why !== 'liveness') {
       const detail = `its liveness probe fails: ${liveness.why}`
-      tire(draft, worker, { why: 'liveness', detail, urgent: true, when: 'now' })
+      tire(draft, worker, { why: 'liveness', detail, urgent: true, when: 'now', memory: null })
     }
   }
 }

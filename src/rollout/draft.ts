@@ -81,8 +81,10 @@ export class Draft {
     this.commands.push(command)
     this.changed = true
   }
-  inherit({ nextGeneration, nextReload, scale }: Heritage): void {
+  inherit({ nextGeneration, nextReload, scale, history }: Heritage): void {
     Object.assign(this.current, { nextGeneration, nextReload, scale })
+    this.current.history = history.map(({ id }) => id)
+    this.current.listened = new Map(history.map(({ id, listened }) => [id, new Set(listened)]))
     this.changed = true
   }
   newReload(): string {

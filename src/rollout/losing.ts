@@ -1,7 +1,7 @@
 /** What the loss of a worker means: a rollback, a vacancy, or the end of everything. */
 import { Draft, policyOf } from './draft.ts'
 import { leaving } from './leaving.ts'
-import { holder, roleOf, serves } from './questions.ts'
+import { comesBack, holder, roleOf, serves, workersOf } from './questions.ts'
 import { backoffMs, countDeath, hopeless } from './restart.ts'
 import { TRY_AGAIN_MS } from './replacing.ts'
 import { answer, endRollout, forget, unpark, verdict } from './rollout.ts'
@@ -24,6 +24,8 @@ export function bereave(draft: Draft, worker: Worker, reason: string): void {
     case 'parked':
       return loseParked(draft, worker)
     case 'candidate':
+      // Back from the park the others are enough: the bad version is to go now.
+      if (comesBack(top, worker.generation) && isLeft(draft, worker)) return vacateParked(draft, worker)
       // Before promotion any death of the candidate is its end: the current generation never stopped answering.
       return endRollout(draft, 'rolled-back', [reason])
     case 'current':
@@ -32,14 +34,19 @@ export function bereave(draft: Draft, worker: Worker, reason: string): void {
   }
 }
 
-/** Nobody refills it: an instant rollback would have to wait for a boot, and boots it then. */
+/** Nobody refills it before its generation is current again. */
+function vacateParked(draft: Draft, { generation, slot }: Worker): void {
+  draft.setSlot(generation, slot, { state: { k: 'empty' } })
+}
+
+/** Whether somebody is ready of a generation that has lost this worker. */
+const isLeft = (draft: Draft, { id, generation }: Worker): boolean =>
+  workersOf(draft.workers, generation).some((other) => other.id !== id && other.phase.k === 'ready')
+
 function loseParked(draft: Draft, worker: Worker): void {
-  draft.setSlot(worker.generation, worker.slot, { state: { k: 'empty' } })
+  vacateParked(draft, worker)
   const { top } = draft
-  const isLeft = [...draft.workers.values()].some(
-    ({ generation, phase }) => generation === worker.generation && phase.k === 'ready',
-  )
-  if ((top.k !== 'steady' && top.k !== 'rolling-out') || isLeft) return
+  if ((top.k !== 'steady' && top.k !== 'rolling-out') || isLeft(draft, worker)) return
   const what = { a: 'unparked', generation: worker.generation, why: 'its last worker has ended' } as const
   draft.order({ c: 'announce', what })
   draft.top = { ...top, parked: null }

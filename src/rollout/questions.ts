@@ -34,6 +34,10 @@ export const isGoing = (top: Top): boolean => top.k === 'leaving' || top.k === '
 export const parkedOf = (top: Top): GenerationId | null =>
   top.k === 'steady' || top.k === 'rolling-out' ? (top.parked?.generation ?? null) : null
 
+/** Whether this is a candidate that was parked: alive, and nothing of it is booted before it is current. */
+export const comesBack = (top: Top, generation: GenerationId): boolean =>
+  top.k === 'rolling-out' && top.rollout.of === generation
+
 /** `parked`: alive and accepting nothing, for an instant rollback. */
 export type Role = 'current' | 'candidate' | 'parked' | 'old'
 
@@ -133,9 +137,19 @@ export function listensOn(slot: Slot, workers: Workers): ListenerKey[] {
 }
 
 /**
- * What each slot of a new generation must listen on: what the same slot of the current one listens on. A slot that did not exist before must listen on what all present slots have in common
- * (slot 0 may have an admin port). What only a slot listens on that is no more is wanted of the last one: 3 slots,
- * an admin port in slot 2, a reload to 1 slot would otherwise be promoted with nobody at that port.
+ * What a slot that did not exist before must listen on: what all present slots have in common (slot 0 may have an admin
+ * port). One alone has nothing in common with another: where it listens on PORT + slot, a second worker would be waited
+ * for in vain. Whatever that listens on first makes it ready, as it did the first one.
+ */
+export function inCommon(known: readonly (readonly ListenerKey[])[]): ReadonlySet<ListenerKey> {
+  const [first = []] = known
+  return new Set(known.length === 1 ? [] : first.filter((key) => known.every((keys) => keys.includes(key))))
+}
+
+/**
+ * What each slot of a new generation must listen on: what the same slot of the current one listens on. What only a slot
+ * listens on that is no more is wanted of the last one: 3 slots, an admin port in slot 2, a reload to 1 slot would
+ * otherwise be promoted with nobody at that port.
  */
 export function wantsOf(
   current: Generation,
@@ -144,11 +158,10 @@ export function wantsOf(
   drop: ReadonlySet<ListenerKey>,
 ): ReadonlySet<ListenerKey>[] {
   const known = current.slots.map((slot) => listensOn(slot, workers).filter((key) => !drop.has(key)))
-  const inCommon = (known[0] ?? []).filter((key) => known.every((keys) => keys.includes(key)))
-  const wants = Array.from({ length: slots }, (_, index) => new Set(known[index] ?? inCommon))
-  for (const key of known.slice(slots).flat())
-    if (!wants.some((keys) => keys.has(key))) wants.at(-1)?.add(key)
-  return wants
+  const kept = known.slice(0, slots).map((keys) => new Set(keys))
+  for (const key of known.slice(slots).flat()) if (!kept.some((keys) => keys.has(key))) kept.at(-1)?.add(key)
+  const fresh = Array.from({ length: slots - kept.length }, () => inCommon(known))
+  return [...kept, ...fresh]
 }
 
 /** For those outside a master that leaves is one that stops: nobody is to come to it any more. */

@@ -3,7 +3,7 @@ import { Draft, policyOf } from './draft.ts'
 import { reconcileLeadership } from './leadership.ts'
 import { LEAVING_GRACE_MS, leave, leaveIfSpare } from './leaving.ts'
 import { reconcileProbes } from './probing.ts'
-import { currentOf, fills, isSpare, roleOf, workersOf } from './questions.ts'
+import { comesBack, currentOf, fills, isSpare, roleOf, workersOf } from './questions.ts'
 import { reconcileTired } from './replacing.ts'
 import { reconcileRotation } from './rotation.ts'
 import type { Generation, GenerationId, ListenerKey, SlotIndex, Worker } from './state.ts'
@@ -65,7 +65,9 @@ function followRollout(draft: Draft, { id }: Generation, index: SlotIndex): void
   const candidate = draft.generation(rollout && 'candidate' in rollout.doing ? rollout.doing.candidate : -1)
   const isOut =
     isCurrent && rollout !== null && index < rollout.out && candidate?.policy.replaced === 'drained'
-  const isWanted = isCurrent ? !isOut : rollout !== null && index < rollout.raised
+  // A slot whose worker has died in the park is filled once its generation is current: nobody waits for a boot on the way
+  // back, and none can fail it.
+  const isWanted = isCurrent ? !isOut : rollout !== null && index < rollout.raised && !comesBack(top, id)
   if (slot.state.k === 'empty') {
     if (isWanted) draft.setSlot(id, index, { state: { k: 'vacant', retry: draft.in(0), stillborn: 0 } })
   } else if (isOut) {
@@ -102,6 +104,9 @@ function reconcileSlot(draft: Draft, id: GenerationId, index: SlotIndex): void {
       const { by } = slot.state
       return draft.setSlot(id, index, { state: { k: 'replacing', by, with: replacement, why: 'signal' } })
     }
+    case 'clearing':
+      if (draft.worker(slot.state.of) !== undefined) return
+      return draft.setSlot(id, index, { state: { k: 'vacant', retry: draft.in(0), stillborn: 0 } })
     case 'replacing': {
       if (!fills(slot, draft.worker(slot.state.with))) return
       const old = draft.worker(slot.state.by)

@@ -1,6 +1,6 @@
 /** More slots, or fewer: `usr2 scale`. */
 import type { Draft } from './draft.ts'
-import { listensOn, workersOf } from './questions.ts'
+import { inCommon, listensOn, workersOf } from './questions.ts'
 import type { Generation, Slot } from './state.ts'
 
 /** New slots are filled, workers of those that are gone drain, both by `reconcile`. */
@@ -8,9 +8,8 @@ export function resize(draft: Draft, generation: Generation, to: number): void {
   const from = generation.slots.length
   if (to === from) return
   const known = generation.slots.map((slot) => listensOn(slot, draft.workers))
-  const inCommon = new Set((known[0] ?? []).filter((key) => known.every((keys) => keys.includes(key))))
   const fresh = Array.from({ length: Math.max(0, to - from) }, (): Slot => {
-    return { state: { k: 'vacant', retry: draft.in(0), stillborn: 0 }, deaths: 0, wants: inCommon }
+    return { state: { k: 'vacant', retry: draft.in(0), stillborn: 0 }, deaths: 0, wants: inCommon(known) }
   })
   // What only a worker listened on that goes now would be an address at which nobody ever accepts.
   const claimed = workersOf(draft.workers, generation.id).flatMap(({ slot, claims }) =>

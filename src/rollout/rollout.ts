@@ -93,10 +93,10 @@ export function unpark(
   const id = draft.newReload()
   const slots = target.slots.length
   const drop = newSince(draft, current, listenedOn(draft, target))
-  const plan = planOf(
-    { ...target.policy, ...PLAIN, slots },
-    draft.generation(current)?.slots.length ?? 0,
-  ).steps
+  // Its workers live already: whatever strategy it came by, nothing of the bad version leaves before they serve.
+  const policy = { ...target.policy, ...PLAIN, replaced: 'parked', slots } as const
+  draft.setGeneration({ ...target, policy })
+  const plan = planOf(policy, now.slots.length).steps
   draft.top = {
     k: 'rolling-out',
     current,

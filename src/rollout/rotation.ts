@@ -3,7 +3,8 @@
  *
  * A worker accepts when its place in the rollout says so (`inRotation`) and its readiness probe does not fail. Against
  * both stands one rule: the last that accepts on a listener is not taken away, and where nobody accepts any more a worker
- * that is not ready is better than none.
+ * that is not ready is better than none, and so is one of the current generation that has made room: a candidate that
+ * has taken everything over may close a port an hour before its hold ends.
  */
 import type { Draft } from './draft.ts'
 import { policyOf } from './draft.ts'
@@ -33,8 +34,9 @@ function reconcileGrant(draft: Draft, worker: Worker, key: ListenerKey): void {
 }
 
 function mayAccept(draft: Draft, worker: Worker, key: ListenerKey): boolean {
-  if (!inRotation(draft.top, worker)) return false
-  return !isUnready(worker) || !someoneWill(draft, worker, key)
+  if (inRotation(draft.top, worker) && !isUnready(worker)) return true
+  const isLastResort = inRotation(draft.top, worker) || roleOf(draft.top, worker.generation) === 'current'
+  return isLastResort && !someoneWill(draft, worker, key)
 }
 
 /** Whether it is to accept no more there, and can be told so. */

@@ -12,10 +12,29 @@
 import type { Draft } from './draft.ts'
 import { count, failuresOf, judge, outlook } from './analysis.ts'
 import { isLastShare, spareOf, surgeOf } from './plan.ts'
-import { candidateOf, holder, isUnready, missing, serves, workersOf } from './questions.ts'
+import {
+  candidateOf,
+  comesBack,
+  holder,
+  inRotation,
+  isUnready,
+  missing,
+  roleOf,
+  serves,
+  workersOf,
+} from './questions.ts'
 import { endRollout, hook } from './rollout.ts'
 import { mustStop } from './rotation.ts'
-import type { Doing, Figures, Generation, Planned, Rollout, Worker, WorkerPhase } from './state.ts'
+import type {
+  Doing,
+  Figures,
+  Generation,
+  ListenerKey,
+  Planned,
+  Rollout,
+  Worker,
+  WorkerPhase,
+} from './state.ts'
 
 function change(draft: Draft, changes: Partial<Rollout>): void {
   const { top } = draft
@@ -94,11 +113,14 @@ function raise(draft: Draft): void {
 export function concludeRollout(draft: Draft): void {
   const seen = view(draft)
   if (seen === null) return
-  const { rollout, candidate, step } = seen
+  const { top, rollout, candidate, step } = seen
   const { doing } = rollout
-  if (doing.k !== 'bringing-up' && doing.k !== 'shifting') return
   if (loseReadiness(draft, candidate)) return
-  const areServing = slotWorkers(draft, candidate).slice(0, rollout.open).every(isServing)
+  if (doing.k !== 'bringing-up' && doing.k !== 'shifting') return
+  const areServing = candidate.slots
+    .slice(0, rollout.open)
+    .filter(({ state }) => state.k !== 'empty' || !comesBack(top, candidate.id))
+    .every((slot) => isServing(draft.worker(holder(slot) ?? -1)))
   if (step === undefined) {
     if (areServing) endRollout(draft, 'promoted', [])
   } else if (step.k !== 'share') {
@@ -186,7 +208,8 @@ export function pause(draft: Draft, by: 'operator' | 'analysis', why: string): v
   const { doing } = rollout
   const isTimed = doing.k === 'holding' && doing.until !== 'promote'
   const leftMs = isTimed ? Math.max(0, doing.until.timerAt - draft.at) : null
-  change(draft, { pause: 'none', doing: { k: 'paused', candidate: candidate.id, by, why, leftMs } })
+  const tally = doing.k === 'analysing' ? doing.tally : null
+  change(draft, { pause: 'none', doing: { k: 'paused', candidate: candidate.id, by, why, leftMs, tally } })
   draft.order({ c: 'announce', what: { a: 'paused', reload: rollout.id, why } })
 }
 
@@ -263,7 +286,8 @@ export function measured(draft: Draft, reload: string, candidate: Figures, curre
 
 /**
  * Until it is promoted, a worker that has closed a listener which is wanted, or of which more is wanted now, boots
- * again: it has the start timeout once more to listen on everything (some apps try a port and open it again).
+ * again: it has the start timeout once more to listen on everything (some apps try a port and open it again). The current
+ * generation accepts there meanwhile (rotation.ts); where its workers have left already, it comes back at once.
  */
 function loseReadiness(draft: Draft, candidate: Generation): boolean {
   const { startTimeoutMs } = candidate.policy
@@ -272,10 +296,28 @@ function loseReadiness(draft: Draft, candidate: Generation): boolean {
     return worker?.phase.k === 'ready' && missing(slot, worker).length > 0 ? [worker] : []
   })
   for (const worker of unready) {
+    const lost = missingForAll(draft, candidate, worker)
+    if (lost !== undefined) {
+      const why = `slot ${worker.slot} listens on ${lost} no more, and nobody is left who would`
+      endRollout(draft, 'rolled-back', [why])
+      return true
+    }
     const phase: WorkerPhase = { k: 'booting', by: draft.in(startTimeoutMs), settle: null, stillborn: 0 }
     draft.setWorker({ ...worker, phase })
   }
   return unready.length > 0
+}
+
+/** What this worker has closed that was granted to it alone, with nobody of the current generation to go back to. */
+function missingForAll(draft: Draft, { slots }: Generation, worker: Worker): ListenerKey | undefined {
+  const slot = slots[worker.slot]
+  if (slot === undefined || !inRotation(draft.top, worker)) return undefined
+  const others = [...draft.workers.values()].filter(
+    (other) =>
+      (other.phase.k === 'ready' || other.phase.k === 'booting') &&
+      (inRotation(draft.top, other) || roleOf(draft.top, other.generation) === 'current'),
+  )
+  return missing(slot, worker).find((key) => !others.some(({ claims }) => claims.has(key)))
 }
 
 export function slotWorkers(draft: Draft, generation: Generation): (Worker | undefined)[] {

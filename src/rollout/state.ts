@@ -173,8 +173,10 @@ export interface Tired {
   readonly detail: string
   /** It is not put off by a rollout. */
   readonly urgent: boolean
-  /** After a replacement that failed it is tried again later. */
+  /** After a replacement that failed, or had no room, it is tried again later. */
   readonly when: Timer | 'now'
+  /** For its memory: what its replacement finds, as of the last look. */
+  readonly memory: Memory | null
 }
 
 export type WorkerPhase =
@@ -226,6 +228,8 @@ export type SlotState =
   | { readonly k: 'vacant'; readonly retry: Timer; readonly stillborn: number }
   /** Its worker was told to go by a signal; when no stop follows until `when`, a replacement is started. */
   | { readonly k: 'leaving'; readonly by: WorkerId; readonly when: Timer }
+  /** Its worker leaves, and there is no room for another before it has gone. */
+  | { readonly k: 'clearing'; readonly of: WorkerId }
   | { readonly k: 'replacing'; readonly by: WorkerId; readonly with: WorkerId; readonly why: Leave }
 
 export interface Slot {
@@ -300,6 +304,8 @@ export type Doing =
       readonly why: string
       /** What goes on with `resume`: a hold with what is left of it, or else its step from the start. */
       readonly leftMs: Ms | null
+      /** What its analysis had come to; null: it was in none. */
+      readonly tally: Tally | null
     }
 
 export interface Rollout {
@@ -387,7 +393,7 @@ export interface State {
   readonly nextReload: number
 }
 
-/** Bytes that can still be had, and that one worker of the current generation takes. */
+/** Bytes that can still be had, and that one more worker takes. */
 export interface Memory {
   readonly freeBytes: number
   readonly workerBytes: number
@@ -402,6 +408,8 @@ export interface Heritage {
   /** By slot: what its worker listens on now, and the new one must listen on, too, before it is ready. */
   readonly wants: readonly (readonly ListenerKey[])[]
   readonly scale: State['scale']
+  /** What can be booted again, its current generation the last, and what each listened on. */
+  readonly history: readonly { readonly id: GenerationId; readonly listened: readonly ListenerKey[] }[]
 }
 
 /** What an operator may ask of a rollout that runs, or of the number of slots. */
@@ -457,6 +465,8 @@ export type Fact =
       readonly worker: WorkerId
       readonly rssBytes: number | null
       readonly requests: number
+      /** What another one like it would find; null: nobody knows, or has looked. */
+      readonly memory: Memory | null
     }
   | { readonly e: 'pin-failed'; readonly reload: ReloadId; readonly reasons: readonly string[] }
   /** `replaced`: another master serves on, so the host takes no leave; else as graceful. */
@@ -477,6 +487,8 @@ export type Fact =
   | { readonly e: 'drain-began'; readonly worker: WorkerId; readonly timeoutMs: Ms }
   | { readonly e: 'worker-drained'; readonly worker: WorkerId }
   | { readonly e: 'replace-asked'; readonly worker: WorkerId }
+  /** It broke the rules between it and us, and can be told nothing any more. `reason`: the end of "slot 0 …". */
+  | { readonly e: 'worker-broke'; readonly worker: WorkerId; readonly reason: string }
   | { readonly e: 'leadership-asked'; readonly worker: WorkerId }
   /** All its functions for a leader have returned: by themselves, or because it was told to step down. */
   | { readonly e: 'leadership-ended'; readonly worker: WorkerId }
@@ -565,6 +577,8 @@ export type Announcement =
   | { readonly a: 'ready-again'; readonly worker: WorkerId }
   | { readonly a: 'warm-up-failed'; readonly worker: WorkerId; readonly why: string }
   | { readonly a: 'tired'; readonly worker: WorkerId; readonly tired: Tired }
+  /** Two do not fit into memory. `leaves`: it goes before its replacement is started; else it serves on for now. */
+  | { readonly a: 'no-room'; readonly worker: WorkerId; readonly memory: Memory; readonly leaves: boolean }
   | { readonly a: 'parked'; readonly generation: GenerationId; readonly forMs: Ms }
   | { readonly a: 'unparked'; readonly generation: GenerationId; readonly why: string }
   | { readonly a: 'scaled'; readonly from: number; readonly to: number }

@@ -13,7 +13,10 @@ import { ENDINGS } from '../protocol.ts'
 import type { Counts, Ending, Slowest } from '../protocol.ts'
 
 const CONNECTION = Symbol('usr2.connection')
-/** The number of a response on its connection, from 1. */
+/**
+ * The number of a response on its connection, from 1, if another request came on the same connection before it was
+ * answered: of the newest the connection knows it. A property on every response would be memory and a shape of its own.
+ */
 const NUMBER = Symbol('usr2.number')
 /** When the request of a response was read, if another one came on the same connection before it was answered. */
 const SINCE = Symbol('usr2.since')
@@ -168,9 +171,9 @@ export class Ledger {
       const connection = connectionOf(socket)
       if (!connection) return
       ledger.requests++
-      response[NUMBER] = ++connection.started
       // Pipelined.
-      if (connection.response) (connection.response as Numbered)[SINCE] = connection.requestSince
+      if (connection.response) setAside(connection.response, connection)
+      connection.started++
       connection.request = request
       connection.response = response
       connection.requestSince = performance.now()
@@ -285,22 +288,31 @@ export function connectionOf(socket: Socket | null | undefined): Connection | un
   return connection
 }
 
+/** The newest response of a connection is not that any more. */
+function setAside(response: Numbered, connection: Connection): void {
+  response[NUMBER] = connection.started
+  response[SINCE] = connection.requestSince
+}
+
+const numberOf = (response: ServerResponse, connection: Connection): number | undefined =>
+  connection.response === response ? connection.started : (response as Numbered)[NUMBER]
+
 /** Whether more requests of the same connection were read after the one that this response answers. */
 export function isNewest(response: ServerResponse, connection: Connection): boolean {
-  const number = (response as Numbered)[NUMBER]
+  const number = numberOf(response, connection)
   return number === undefined || number === connection.started
 }
 
 /** Whether every response before this one was written whole. */
 export function isNext(response: ServerResponse, connection: Connection): boolean {
-  const number = (response as Numbered)[NUMBER]
+  const number = numberOf(response, connection)
   return number === undefined || number <= connection.finished + 1
 }
 
 /** Whether this request came after the one whose response ended its connection. */
 export function isTooLate(response: ServerResponse, connection: Connection | undefined): boolean {
-  const number = (response as Numbered)[NUMBER] ?? 0
-  return connection !== undefined && connection.lastRequest > 0 && number > connection.lastRequest
+  if (!connection || connection.lastRequest === 0) return false
+  return (numberOf(response, connection) ?? 0) > connection.lastRequest
 }
 
 export const isIdle = (connection: Connection): boolean => connection.started === connection.finished

@@ -10,6 +10,7 @@ import { onReceive } from 'native-free-fd-passing'
 import { GUEST_ENV, PROTOCOL_VERSION, toWorker } from '../protocol.ts'
 import type { GuestConfig } from '../protocol.ts'
 import { faceApp } from './app-face.ts'
+import { settleAsyncContext } from './async-context.ts'
 import { claimUdp } from './claim-udp.ts'
 import { claimListeners } from './claim.ts'
 import { prepareDrain, promiseMs } from './drain.ts'
@@ -41,6 +42,7 @@ if (token !== undefined && isMainThread && process.send) {
 }
 
 function start(config: GuestConfig): void {
+  settleAsyncContext()
   const link = connectLink()
   refuseCluster()
   const failures = reportFailures(link)

@@ -45,6 +45,7 @@ async function blocked(t: Test, way: string, inspectorPort: number | null, env: 
     statistics: true,
     inspectorPort,
     pwd: process.cwd(),
+    runtime: '/run/usr2',
   }
   const worker = start(t, process.execPath, {
     args: ['--require', dist('preload.cjs'), fixture('blocks.cjs'), way, file],

@@ -9,7 +9,6 @@ import type { Test } from 'tap'
 import { listenerKey } from '../../src/address.ts'
 import {
   CMD,
-  fromWorker,
   GUEST_ENV,
   PROTOCOL_VERSION,
   type FromWorker,
@@ -17,6 +16,7 @@ import {
   type ProbeTarget,
   type ToWorker,
 } from '../../src/protocol.ts'
+import { fromWorker } from '../../src/master/worker-word.ts'
 import { start, type TestProcess } from '../helpers/spawn.ts'
 import { fixture } from '../helpers/usr2.ts'
 import { deadline } from '../helpers/wait.ts'
@@ -54,6 +54,7 @@ async function startWorker(t: Test, env: Readonly<Record<string, string>> = {}):
     statistics: true,
     inspectorPort: null,
     pwd: process.cwd(),
+    runtime: '/run/usr2',
   }
   const worker = start(t, process.execPath, {
     name: 'a worker',

@@ -77,6 +77,31 @@ t.test('blue-green: promoted by a person, and back from the park at once', async
   await usr2.stop()
 })
 
+t.test(
+  'back from the park with the worker that lives, though the version does not boot any more',
+  async (t) => {
+    const { deploys, usr2, clients } = await site(t, { flags: ['--workers', '2', '--park-for', '60s'] })
+    const workers = async (role: string) =>
+      (await usr2.status()).generations.find((one) => one.role === role)?.workers ?? []
+    deploys.to('healthy', '2.0.0')
+    t.match(await verdictOf(usr2, 'reload'), { outcome: 'promoted', current: 2 })
+    await clients.served('2.0.0')
+    const [lost, kept] = await workers('parked')
+    if (!lost?.pid || !kept?.pid) throw new Error('two workers are parked')
+    process.kill(lost.pid, 'SIGKILL')
+    await until(async () => (await workers('parked')).length === 1, {
+      ...{ what: 'the master to see that it is gone', timeoutMs: 20_000 },
+    })
+    deploys.to('healthy', '1.0.0', { files: { 'server.cjs': `throw new Error('no database today')` } })
+    t.match(await verdictOf(usr2, 'rollback'), { outcome: 'promoted', kind: 'rollback', current: 1 })
+    t.ok((await workers('current')).some(({ pid }) => pid === kept.pid))
+    t.match((await usr2.event('worker-died')).msg, /no database today .*; slot \d is filled again in/)
+    await clients.answered('1.0.0', 50)
+    expectNoneLost(t, await clients.stop())
+    await usr2.stop()
+  },
+)
+
 t.test('a rollback boots the version before; changed in place, it is refused', async (t) => {
   const { deploys, usr2, clients } = await site(t, {})
   deploys.to('healthy', '2.0.0')
@@ -109,6 +134,24 @@ t.test('abort, pause and resume', async (t) => {
   const accepting = async () => (await usr2.status()).listeners[0]?.accepting
   await until(async () => (await accepting()) === 2, { what: 'both workers accept again', timeoutMs: 20_000 })
   await clients.answered('1.0.0', 50)
+  expectNoneLost(t, await clients.stop())
+  await usr2.stop()
+})
+
+t.test('paused in its analysis, the status tells what was measured', async (t) => {
+  const analysis = { interval: '1s', count: 100, minRequests: 1, limits: ['errorRate < 50%'] }
+  const { deploys, usr2, clients } = await site(t, {
+    config: { workers: 2, steps: '50% analyse, 100%', analysis },
+  })
+  deploys.to('healthy', '2.0.0')
+  const reload = verdictOf(usr2, 'reload')
+  await usr2.event('analysed')
+  t.equal((await usr2.cli('pause')).code, 0)
+  const { rollout } = await usr2.status()
+  t.match(rollout, { paused: /operator/, analysis: { of: 100, findings: [{ limit: 'errorRate < 50%' }] } })
+  t.ok((rollout?.analysis?.taken ?? 0) >= 1)
+  t.equal((await usr2.cli('abort')).code, 0)
+  t.match(await reload, { outcome: 'rolled-back' })
   expectNoneLost(t, await clients.stop())
   await usr2.stop()
 })

@@ -9,7 +9,8 @@ import { bind, type HeldSocket } from 'native-free-fd-passing'
 import t from 'tap'
 import type { Test } from 'tap'
 import { listenerKey } from '../../src/address.ts'
-import { CMD, fromWorker, GUEST_ENV, PROTOCOL_VERSION } from '../../src/protocol.ts'
+import { CMD, GUEST_ENV, PROTOCOL_VERSION } from '../../src/protocol.ts'
+import { fromWorker } from '../../src/master/worker-word.ts'
 import type { FromWorker, GuestConfig, KnownListener, ToWorker } from '../../src/protocol.ts'
 import type { LoadResult } from '../../src/drill/load.ts'
 import { expectNoneFailed, loadUnder } from '../helpers/load.ts'
@@ -70,6 +71,7 @@ async function startWorker(
     statistics: true,
     inspectorPort: null,
     pwd: process.cwd(),
+    runtime: '/run/usr2',
   }
   const worker = start(t, process.execPath, {
     name: `worker ${slot}`,

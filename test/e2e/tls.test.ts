@@ -7,7 +7,7 @@ import { Duplex } from 'node:stream'
 import tls from 'node:tls'
 import t from 'tap'
 import type { Test } from 'tap'
-import { start } from '../helpers/spawn.ts'
+import { expectNothingLeft, start } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
 import { deploy, fixture, startUsr2, type Usr2 } from '../helpers/usr2.ts'
 import { deadline, until } from '../helpers/wait.ts'
@@ -182,6 +182,23 @@ for (const kind of ['https', 'http2', 'tls'] as const) {
     },
   )
 }
+
+t.test('a session is resumed after an upgrade of the master, and after a second one', async (t) => {
+  const app = await startApp(t, {}, 2)
+  const sessions = await Promise.all(VERSIONS.map(async (version) => (await visit(app, { version })).session))
+  for (const generation of ['2', '3']) {
+    const { code, stderr } = await app.usr2.cli('upgrade')
+    t.equal(code, 0, stderr)
+    for (const [i, version] of VERSIONS.entries()) {
+      const visits = await visitAll(app, { version, session: sessions[i]! }, 2)
+      t.same(new Set(visits.map(({ generation }) => generation)), new Set([generation]))
+      const full = visits.filter(({ resumed }) => !resumed)
+      t.same(full, [], `${version}: all of ${visits.length} resumed, by both workers`)
+    }
+  }
+  t.equal((await app.usr2.cli('stop')).code, 0)
+  await expectNothingLeft(t, app.usr2.process, 5_000)
+})
 
 interface Change {
   readonly name: string

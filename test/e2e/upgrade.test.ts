@@ -1,24 +1,16 @@
 /** The master itself replaced (docs/upgrade.md): under load, with nothing lost, and nothing changed where it fails. */
-import { cpSync, existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
-import type { Test } from 'tap'
-import type { Traffic } from '../../src/drill/load.ts'
 import type { Status } from '../../src/master/face.ts'
+import { get } from '../helpers/http.ts'
 import { expectNoneFailed, loadUnder, untilServed } from '../helpers/load.ts'
 import { openRaw } from '../helpers/raw-client.ts'
 import { expectNothingLeft } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
-import { CLI, startUsr2, type LogEvent, type Usr2, type Usr2Options } from '../helpers/usr2.ts'
+import { APP, TRAFFIC, copyOfUsr2, hello, startBoth, stopAll } from '../helpers/upgrades.ts'
+import { deploy, startUsr2, type LogEvent, type Usr2 } from '../helpers/usr2.ts'
 import { until } from '../helpers/wait.ts'
-
-const TRAFFIC: readonly Traffic[] = [
-  { mode: 'new', connections: 2, thinkMs: [2, 6] },
-  { mode: 'keepalive', connections: 8, thinkMs: [5, 15] },
-  { mode: 'hot', connections: 2 },
-  { mode: 'post', connections: 1, thinkMs: [5, 15], echo: true },
-  { mode: 'slow', connections: 2, path: '/slow?ms=400' },
-]
 
 t.test('twice in a row, under load, over TCP and a unix socket', async (t) => {
   const { usr2, port, path } = await startBoth(t, { flags: ['--pid-file', 'pid'] })
@@ -75,6 +67,25 @@ t.test('twice in a row, under load, over TCP and a unix socket', async (t) => {
   )
 })
 
+const isRoot = process.getuid?.() === 0
+t.test('of a user who may nothing', { skip: !isRoot && 'only root may become another' }, async (t) => {
+  const ids = { uid: 65534, gid: 65534 }
+  // The checkout may be closed to others.
+  const { cli } = copyOfUsr2(t)
+  const { usr2, port, path } = await startBoth(t, { ids, cli })
+  const load = await loadUnder(t, { target: { port }, traffic: TRAFFIC, versionOf: 'generation' })
+  await untilServed(load, '1')
+  for (const generation of [2, 3]) {
+    const { code, stdout, stderr } = await usr2.cli('upgrade')
+    t.equal(code, 0, `${stdout}${stderr}`)
+    await untilServed(load, String(generation))
+    t.equal(statSync(`/proc/${(await usr2.status()).pid}`).uid, ids.uid)
+  }
+  expectNoneFailed(t, await load.stop())
+  await stopAll(t, usr2)
+  t.notOk(existsSync(path))
+})
+
 t.test('to another Node.js', async (t) => {
   const node = process.env['OTHER_NODE']
   if (!node) {
@@ -92,71 +103,17 @@ t.test('to another Node.js', async (t) => {
   await stopAll(t, usr2)
 })
 
-t.test('a usr2 on disk that is another one', async (t) => {
-  const disk = copyOfUsr2(t)
-  const { usr2, port } = await startBoth(t, { cli: disk.cli, flags: ['--start-timeout', '5s'] })
-  t.equal((await usr2.status()).usr2OnDisk, null)
-  const load = await loadUnder(t, { target: { port }, traffic: TRAFFIC, versionOf: 'generation' })
-  await untilServed(load, '1')
-
-  disk.setVersion('99.1.0')
-  t.match((await usr2.cli('status')).stdout, 'usr2 99.1.0 is on disk, ')
-  t.equal((await usr2.status()).usr2OnDisk, '99.1.0')
-
-  disk.put('this is no JavaScript')
-  await t.test('cannot be loaded', (t) => fails(t, usr2, 'refused', /cannot be run by .*SyntaxError/))
-  disk.put('if (process.env.USR2_UPGRADE) throw new Error("crashes on purpose")\nawait import("./real.mjs")')
-  await t.test('crashes', (t) => fails(t, usr2, 'rolled-back', /ended without a word/))
-  disk.put(
-    'if (process.env.USR2_UPGRADE) process.send({ t: "hello", protocol: 99, usr2: "99.1.0", node: "1", pid: process.pid, startTimeoutMs: 1 })\n' +
-      'if (process.env.USR2_UPGRADE) setInterval(() => {}, 1000); else await import("./real.mjs")',
-  )
-  await t.test('speaks another version', (t) =>
-    fails(t, usr2, 'rolled-back', /speaks version 99 of the upgrade/),
-  )
-  disk.put('if (process.env.USR2_UPGRADE) setInterval(() => {}, 1000); else await import("./real.mjs")')
-  await t.test('hangs', async (t) => {
-    const from = usr2.process.lines.length
-    await fails(t, usr2, 'overtaken', /--timeout 3s expired/, ['--timeout', '3s'])
-    t.match((await usr2.event('upgrade', { from })).msg, 'starting usr2 99.1.0', 'it had been started')
-  })
-  const killedAs = (how: string) =>
-    disk.put(`if (process.env.USR2_UPGRADE) {\n${how}\n}\nawait import("./real.mjs")`)
-  killedAs(
-    'process.on("message", ({ t }) => { if (t === "take-over") process.kill(process.pid, "SIGKILL") })',
-  )
-  await t.test('dies before it takes over', (t) => fails(t, usr2, 'rolled-back', /ended without a word/))
-  killedAs(
-    'const { send } = process\n' +
-      'process.send = (message, ...more) =>\n' +
-      '  message.t === "took-over" ? process.kill(process.pid, "SIGKILL") : send.call(process, message, ...more)',
-  )
-  await t.test('dies when it has the control socket', (t) =>
-    fails(t, usr2, 'rolled-back', /ended without a word/),
-  )
-
-  disk.put('await import("./real.mjs")')
-  const { code, stderr } = await usr2.cli('upgrade')
-  t.equal(code, 0, stderr)
-  t.equal((await usr2.status()).generations[0]?.id, 2, 'the attempts have used no number up')
-  await untilServed(load, '2')
-  expectNoneFailed(t, await load.stop())
-  await stopAll(t, usr2)
-})
-
-t.test('an app that does not start in the new master', async (t) => {
-  const { usr2, port } = await startBoth(t)
-  const load = await loadUnder(t, { target: { port }, traffic: TRAFFIC, versionOf: 'generation' })
-  await untilServed(load, '1')
-  writeFileSync(join(usr2.cwd, 'app.cjs'), 'throw new Error("no database")')
-  await fails(t, usr2, 'rolled-back', /no database/)
-  expectNoneFailed(t, await load.stop())
-  await stopAll(t, usr2)
-})
-
 t.test('one operation at a time', async (t) => {
   const { usr2 } = await startBoth(t, { env: { BOOT_MS: '0' } })
-  writeFileSync(join(usr2.cwd, 'app.cjs'), `setTimeout(() => {${APP}}, 1500)`)
+  // It listens when there is a file `go`.
+  const gated = `
+    const at = setInterval(() => {
+      if (!require('node:fs').existsSync(__dirname + '/go')) return
+      clearInterval(at)
+      ${APP}
+    }, 20)`
+  const go = join(usr2.cwd, 'go')
+  writeFileSync(join(usr2.cwd, 'app.cjs'), gated)
   const upgrading = usr2.cli('upgrade')
   await hello(usr2)
   for (const command of ['reload', 'rollback', 'upgrade']) {
@@ -164,39 +121,25 @@ t.test('one operation at a time', async (t) => {
     t.equal(code, 1)
     t.match(stderr, 'The master is being upgraded')
   }
+  writeFileSync(go, '')
   t.equal((await upgrading).code, 0)
-  writeFileSync(join(usr2.cwd, 'app.cjs'), `setTimeout(() => {${APP}}, 1500)\n`)
+  rmSync(go)
   const reloading = usr2.reload()
   const began = () => usr2.events().some(({ event }) => event === 'candidate')
   await until(began, { timeoutMs: 10_000, what: 'a reload', logs: () => usr2.logs() })
   const { code, stderr } = await usr2.cli('upgrade')
   t.equal(code, 1)
   t.match(stderr, 'has a rollout under way')
+  writeFileSync(go, '')
   t.equal((await reloading).code, 0)
   await stopAll(t, usr2)
-})
-
-t.test('a stop before the new master has taken over', async (t) => {
-  const { usr2, port } = await startBoth(t)
-  const slow = await openRaw(t, { port })
-  slow.get('/slow?ms=1000', 'Connection: close')
-  writeFileSync(join(usr2.cwd, 'app.cjs'), 'setTimeout(() => {}, 60_000)')
-  const upgrading = usr2.cli('upgrade')
-  const { master } = await hello(usr2)
-  t.equal(master, usr2.pid)
-  usr2.signal('SIGTERM')
-  t.match(await upgrading, { code: 1, stderr: /The master was told to stop/ })
-  t.equal((await slow.response()).status, 200, 'what was in flight is answered')
-  await usr2.process.ended()
-  t.equal(usr2.process.exit?.code, 0)
-  await expectNothingLeft(t, usr2.process)
 })
 
 for (const who of ['the new master', 'the old master']) {
   t.test(`a stop of ${who} while the old one drains`, async (t) => {
     const { usr2, port } = await startBoth(t)
     const slow = await openRaw(t, { port })
-    slow.get('/slow?ms=5000', 'Connection: close')
+    slow.send('POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\nab')
     await until(async () => (await usr2.status()).generations[0]?.workers.some(({ active }) => active > 0), {
       timeoutMs: 10_000,
       what: 'a request in flight',
@@ -204,6 +147,13 @@ for (const who of ['the new master', 'the old master']) {
     t.equal((await usr2.cli('upgrade')).code, 0)
     const { pid } = await usr2.status()
     process.kill(who === 'the new master' ? pid : usr2.pid, 'SIGTERM')
+    const isTold = ({ event }: LogEvent) => event === 'signal'
+    await until(() => usr2.events().some(isTold), {
+      timeoutMs: 10_000,
+      what: 'the signal',
+      logs: () => usr2.logs(),
+    })
+    slow.send('cd')
     t.equal((await slow.response()).status, 200, 'what was in flight is answered')
     await expectNothingLeft(t, usr2.process, 10_000)
     t.notOk(existsSync(usr2.control))
@@ -223,6 +173,39 @@ for (const who of ['the new master', 'the old master']) {
     )
   })
 }
+
+t.test('what can be gone back to: also what served before the upgrade, with its environment', async (t) => {
+  const root = shortTmp(t)
+  const port = await freePort(t)
+  const app = `
+    const version = require('node:fs').readFileSync(__dirname + '/VERSION', 'utf8')
+    require('node:http').createServer((_, res) => res.end(version + process.env.SECRET)).listen(${port}, '127.0.0.1')`
+  const put = (version: string) => {
+    writeFileSync(join(root, '.env'), `SECRET=secret-of-${version}`)
+    return deploy(root, version, { files: { 'app.cjs': app } })
+  }
+  const usr2 = startUsr2(t, { cwd: root, flags: ['--env-file', '.env'], entry: `${put('1')}/app.cjs` })
+  await usr2.ready()
+  const does = async (...[command, ...flags]: [string, ...string[]]) => {
+    const { code, stdout, stderr } = await usr2.cli(command, flags)
+    t.equal(code, 0, `${command}: ${stdout}${stderr}`)
+    return (await get({ port })).body
+  }
+  put('2')
+  t.equal(await does('reload'), '2secret-of-2')
+  put('3')
+  t.equal(await does('upgrade'), '3secret-of-3')
+  const { pid } = await usr2.status()
+  t.notMatch(readFileSync(`/proc/${pid}/environ`, 'latin1'), 'secret', 'no environment has that of an app')
+  t.equal(await does('rollback'), '2secret-of-2')
+  t.equal(await does('upgrade'), '3secret-of-3')
+  t.equal(await does('rollback', '--to', '1'), '1secret-of-1')
+  writeFileSync(join(root, 'releases/2/app.cjs'), 'changed')
+  const { code, stderr } = await usr2.cli('rollback', ['--to', '4'])
+  t.equal(code, 1)
+  t.match(stderr, 'changed in place')
+  await stopAll(t, usr2)
+})
 
 t.test('what only one master can have', async (t) => {
   const metricsPort = await freePort(t)
@@ -250,74 +233,6 @@ t.test('what only one master can have', async (t) => {
 
 // --- What the tests share ---------------------------------------------------------------------------------------------
 
-/** On PORT and at ./app.sock. */
-const APP = `
-const http = require('node:http')
-const me = JSON.stringify({ generation: process.env.USR2_GENERATION })
-const serve = (req, res) => {
-  res.setHeader('Content-Type', 'application/json')
-  const ms = new URL(req.url, 'http://x').searchParams.get('ms')
-  if (req.method === 'POST') req.pipe(res)
-  else if (ms) setTimeout(() => res.end(me), Number(ms))
-  else res.end(me)
-}
-http.createServer(serve).listen(Number(process.env.PORT), '127.0.0.1')
-http.createServer(serve).listen('app.sock')
-`
-
-async function startBoth(
-  t: Test,
-  options: Usr2Options = {},
-): Promise<{ usr2: Usr2; port: number; path: string }> {
-  const port = await freePort(t)
-  const usr2 = startUsr2(t, {
-    ...options,
-    files: { 'app.cjs': APP, ...options.files },
-    entry: 'app.cjs',
-    flags: ['--workers', '2', ...(options.flags ?? [])],
-    env: { PORT: String(port), ...options.env },
-  })
-  await usr2.ready()
-  return { usr2, port, path: join(usr2.cwd, 'app.sock') }
-}
-
-/** The new master has said hello. */
-function hello(usr2: Usr2): Promise<LogEvent> {
-  const starts = ({ event, msg }: LogEvent) => event === 'upgrade' && /starts generation/.test(msg)
-  const found = () => usr2.events().find(starts)
-  return until(found, { timeoutMs: 20_000, what: 'a new master', logs: () => usr2.logs() })
-}
-
-/** The upgrade fails as told, and the same master goes on, also with its control socket and its files. */
-async function fails(
-  t: Test,
-  usr2: Usr2,
-  outcome: string,
-  why: RegExp,
-  flags: readonly string[] = [],
-): Promise<void> {
-  const { code, stdout, stderr } = await usr2.cli('upgrade', ['--json', ...flags])
-  t.equal(code, 1, stderr)
-  const verdict = stdout
-    .split('\n')
-    .map((line) => (JSON.parse(line) as { verdict?: { outcome: string; reasons: string[] } }).verdict)
-    .find((found) => found !== undefined)
-  t.equal(verdict?.outcome, outcome)
-  t.match(verdict?.reasons.join(' '), why)
-  const { pid, state, generations } = await usr2.status()
-  t.match({ pid, state }, { pid: usr2.pid, state: 'steady' })
-  t.same(
-    generations.map(({ id }) => id),
-    [1],
-  )
-  const spares = readdirSync(usr2.cwd).filter((name) => name.startsWith('.usr2'))
-  t.same(spares, [`.usr2-${usr2.pid}-app.sock`], 'nothing of the other one is left')
-  t.same(
-    readdirSync(dirname(usr2.control)).flatMap((name) => /^\.usr2-t-(\d+)/.exec(name)?.[1] ?? []),
-    [String(usr2.pid)],
-  )
-}
-
 interface Polling {
   stop(): Promise<{ readonly answers: number; readonly failures: readonly string[] }>
 }
@@ -342,34 +257,5 @@ function poll(usr2: Usr2): Polling {
       await polling
       return { answers, failures }
     },
-  }
-}
-
-/** `usr2 stop`; the master is no child of ours any more. */
-async function stopAll(t: Test, usr2: Usr2): Promise<void> {
-  const { code, stderr } = await usr2.cli('stop')
-  t.equal(code, 0, stderr)
-  await expectNothingLeft(t, usr2.process, 5_000)
-  t.notOk(existsSync(usr2.control))
-}
-
-/** A usr2 of its own, whose files can be changed as a package manager does. */
-function copyOfUsr2(t: Test): {
-  readonly cli: string
-  put(text: string): void
-  setVersion(version: string): void
-} {
-  const root = shortTmp(t)
-  const dist = join(root, 'dist')
-  cpSync(dirname(CLI), dist, { recursive: true })
-  cpSync(CLI, join(dist, 'real.mjs'))
-  const manifest = join(root, 'package.json')
-  const json = JSON.parse(readFileSync(join(dirname(CLI), '../package.json'), 'utf8')) as object
-  const cli = join(dist, 'cli.mjs')
-  writeFileSync(manifest, JSON.stringify(json))
-  return {
-    cli,
-    put: (text) => writeFileSync(cli, text),
-    setVersion: (version) => writeFileSync(manifest, JSON.stringify({ ...json, version })),
   }
 }

@@ -152,6 +152,7 @@ export class FakeFace implements Face {
   /** Called at every reload, inside of it: may answer at once. So are the others. */
   onReload: (asked: Asked<ReloadRequest>) => void = () => {}
   onRollback: (asked: Asked<RollbackRequest>) => void = () => {}
+  onUpgrade: (asked: Asked<UpgradeRequest>) => void = () => {}
   onAbort: (asked: Asked<unknown>, reason: string) => void = () => {}
   onOrder: (what: Order, done: (problem: string | null) => void) => void = (_, done) => done(null)
   onStop: (done: () => void) => void = () => {}
@@ -185,6 +186,7 @@ export class FakeFace implements Face {
     const asked = { request, asker }
     this.upgrades.push(asked)
     this.#note('upgrade')
+    this.onUpgrade(asked)
     return this.#handle(asked)
   }
 

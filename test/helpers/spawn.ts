@@ -17,6 +17,8 @@ export interface SpawnOptions {
   /** On top of PATH, HOME, TMPDIR and the token; undefined takes one of these away. */
   readonly env?: Readonly<Record<string, string | undefined>>
   readonly cwd?: string
+  /** As whom it runs; default: as the test. */
+  readonly ids?: { readonly uid: number; readonly gid: number }
   /** In the logs and in errors; default: the command. */
   readonly name?: string
   /** A process group of its own, to be signalled with `process.kill(-pid)`. */
@@ -96,8 +98,8 @@ export class TestProcess {
     this.name = options.name ?? command
     this.token = scope.nextToken()
     const env = { PATH, HOME, TMPDIR: tmpdir(), [TOKEN_VARIABLE]: this.token, ...options.env }
-    const { cwd, detached } = options
-    this.child = withoutTap(() => spawn(command, options.args ?? [], { cwd, detached, env, stdio }))
+    const { cwd, detached, ids } = options
+    this.child = withoutTap(() => spawn(command, options.args ?? [], { cwd, detached, env, stdio, ...ids }))
     this.pid = this.child.pid ?? 0
     this.#collect('stdout', this.child.stdout)
     this.#collect('stderr', this.child.stderr)

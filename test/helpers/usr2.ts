@@ -1,6 +1,7 @@
 /** usr2 itself under test: `node dist/cli.mjs run …`, and what people do with it. */
 import {
   chmodSync,
+  chownSync,
   mkdirSync,
   renameSync,
   rmSync,
@@ -46,6 +47,8 @@ export interface Usr2Options {
   readonly cwd?: string
   /** Other users may enter the test's directories. */
   readonly isShared?: boolean
+  /** As whom the master runs; its directories are his. Default: as the test. */
+  readonly ids?: { readonly uid: number; readonly gid: number }
   /** What runs the master, with which flags. Default: the Node that runs the test. */
   readonly node?: string
   readonly nodeArgs?: readonly string[]
@@ -90,6 +93,7 @@ export class Usr2 {
     mkdirSync(cwd, { recursive: true })
     if (options.isShared) chmodSync(tmp, 0o755)
     writeFiles(cwd, options.files ?? {})
+    if (options.ids) for (const path of [tmp, cwd]) chownSync(path, options.ids.uid, options.ids.gid)
     const entry = options.fixture === undefined ? options.entry : fixture(options.fixture)
     this.#t = t
     this.#options = options
@@ -114,6 +118,7 @@ export class Usr2 {
       },
       moreStdio: passed?.map(({ fd }) => fd),
       cwd,
+      ids: options.ids,
       detached: options.detached,
     })
   }
@@ -241,7 +246,7 @@ export function pointTo(root: string, version: string): string {
 }
 
 /** Every connection and request is in exactly one bucket. */
-function imbalancesOf({ event, generation, ...rest }: LogEvent): string[] {
+export function imbalancesOf({ event, generation, ...rest }: LogEvent): string[] {
   if (event !== 'drained') return []
   const { connections, requests } = rest['ledger'] as Ledger
   const sum = (all: object): number => Object.values(all).reduce((a: number, b: number) => a + b, 0)

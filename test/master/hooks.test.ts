@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { type HookRun, Hooks, hookEnvironment } from '../../src/master/hooks.ts'
@@ -142,6 +142,50 @@ t.test('a stop ends what runs, and lets nothing begin', async (t) => {
   t.notOk(runs(pidIn('child')), 'resolves when nothing is left')
   t.match(await hookOf(t, 'true').run(hooks), /was not started: usr2 stops$/)
   await hooks.stop()
+})
+
+/** Ignores SIGTERM, so that it is there until it is killed. */
+const STUBBORN = 'trap "" TERM; echo $$ > pid; echo waits; while :; do sleep 600; done'
+
+t.test('none begins while one that was ended is still there', async (t) => {
+  const hooks = new Hooks()
+  const first = hookOf(t, STUBBORN, { killTimeoutMs: 500 })
+  const aborted = first.run(hooks)
+  await first.said('waits')
+  hooks.end(['beforePromote'], 'the rollout is over')
+  const pid = first.pidIn('pid')
+  const second = hookOf(t, `kill -0 ${pid} && echo there || echo gone`, { hook: 'beforeSpawn' })
+  t.equal(await second.run(hooks), null)
+  t.match(second.lines[0], /^beforeSpawn: waits until beforePromote \(pid \d+\) has ended$/)
+  t.ok(second.lines.includes('beforeSpawn: gone'), second.lines.join('\n'))
+  t.match(await aborted, /was ended: the rollout is over: waits$/)
+})
+
+t.test('one that runs on is not waited for', async (t) => {
+  const hooks = new Hooks()
+  const first = hookOf(t, 'echo waits; sleep 600', { hook: 'afterPromote', killTimeoutMs: 200 })
+  const running = first.run(hooks)
+  await until(() => first.lines.includes('afterPromote: waits'), { timeoutMs: 10_000, what: 'its line' })
+  t.equal(await hookOf(t, 'true').run(hooks), null)
+  await hooks.stop()
+  t.match(await running, /was ended: usr2 stops/)
+})
+
+t.test('one that waits is not started when its own rollout ends, nor in a stop', async (t) => {
+  const hooks = new Hooks()
+  const first = hookOf(t, STUBBORN, { killTimeoutMs: 500 })
+  const aborted = first.run(hooks)
+  await first.said('waits')
+  hooks.end(['beforePromote'], 'the rollout is over')
+  const second = hookOf(t, 'touch started', { hook: 'beforeSpawn' })
+  const third = hookOf(t, 'touch started', { hook: 'beforeStop' })
+  const waiting = [second.run(hooks), third.run(hooks)]
+  hooks.end(['beforeSpawn', 'beforePromote'], 'the rollout is over')
+  await hooks.stop()
+  t.match(await waiting[0], /^beforeSpawn: .* was not started: the rollout is over$/)
+  t.match(await waiting[1], /^beforeStop: .* was not started: usr2 stops$/)
+  t.match(await aborted, /was ended: the rollout is over/)
+  for (const { order } of [second, third]) t.notOk(existsSync(join(order.cwd, 'started')))
 })
 
 t.test('the facts in the environment', async (t) => {

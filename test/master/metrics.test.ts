@@ -415,13 +415,21 @@ t.test('bad clients', async (t) => {
     await client.ended()
   })
 
-  t.test('pipelined requests: one is answered', async (t) => {
-    const { where } = await serve(t)
-    const client = await openRaw(t, where)
-    client.send('GET /livez HTTP/1.1\r\nHost: x\r\n\r\n'.repeat(100))
-    t.equal((await client.response()).status, 200)
-    await client.ended()
-    t.equal(client.rest, '')
+  t.test('pipelined requests: one is answered, and no other is made', async (t) => {
+    let scrapes = 0
+    const status = () => {
+      scrapes++
+      return STEADY
+    }
+    const { where } = await serve(t, { status })
+    for (const page of ['/livez', '/metrics']) {
+      const client = await openRaw(t, where)
+      client.send(`GET ${page} HTTP/1.1\r\nHost: x\r\n\r\n`.repeat(100))
+      t.equal((await client.response()).status, 200)
+      await client.ended()
+      t.equal(client.rest, '')
+    }
+    t.equal(scrapes, 1)
   })
 
   const connectionMs = 300
@@ -447,13 +455,19 @@ t.test('bad clients', async (t) => {
     t.match(await client.ended(), /FIN|ECONNRESET/)
   })
 
-  t.test('fifty connections: five are kept, and none of them for long', async (t) => {
-    const { where } = await serve(t, { limits: { connectionMs: 2_000 } })
+  t.test('as many as there may be, and more: who says nothing makes way', async (t) => {
+    const connections = 8
+    const { where } = await serve(t, { limits: { connections, connectionMs: 2_000 } })
     const clients = await Promise.all(Array.from({ length: 50 }, () => openRaw(t, where)))
-    await until(() => clients.filter(({ ending }) => ending === null).length === 5, {
+    await until(() => clients.filter(({ ending }) => ending === null).length === connections, {
       timeoutMs: 10_000,
-      what: 'five that are left',
+      what: `${connections} that are left`,
     })
+    // Held by others all the while, and each time somebody gets in.
+    for (let i = 0; i < 20; i++) {
+      t.equal((await get(where, '/livez')).status, 200)
+      await openRaw(t, where)
+    }
     await Promise.all(clients.map((client) => client.ended()))
     t.equal((await get(where, '/metrics')).status, 200)
   })

@@ -1,6 +1,7 @@
 import t from 'tap'
 import type { Test } from 'tap'
-import { CMD, fromWorker } from '../../src/protocol.ts'
+import { CMD } from '../../src/protocol.ts'
+import { fromWorker } from '../../src/master/worker-word.ts'
 import { type KeyTaker, ROTATE_EVERY_MS, TicketKeys } from '../../src/master/ticket-keys.ts'
 
 /** A worker that remembers what it was sent: `key fingerprint keys`. */
@@ -14,19 +15,24 @@ class Worker implements KeyTaker {
   }
 }
 
-/** Keys are 48 times `a`, then 48 times `b`, …; rotation comes when it is called for. */
-function makeKeys(t: Pick<Test, 'equal'>) {
-  let made = 0
+/** Keys are 48 times `first`, then 48 times the next letter, …; rotation comes when it is called for. */
+function makeKeys(t: Pick<Test, 'equal'>, { first = 'a', firstMs = ROTATE_EVERY_MS } = {}) {
+  let made = first.charCodeAt(0)
+  let now = 1000
+  let expectedMs = firstMs
   const timers: (() => void)[] = []
   const keys = new TicketKeys({
-    random: (bytes) => Buffer.alloc(bytes, String.fromCharCode(97 + made++)),
-    every(ms, call) {
-      t.equal(ms, ROTATE_EVERY_MS)
+    random: (bytes) => Buffer.alloc(bytes, String.fromCharCode(made++)),
+    now: () => now,
+    after(ms, call) {
+      t.equal(ms, expectedMs)
+      expectedMs = ROTATE_EVERY_MS
       timers.push(call)
       return () => void timers.splice(timers.indexOf(call), 1)
     },
   })
-  return { keys, timers, rotate: () => timers.forEach((call) => call()) }
+  const pass = (ms: number) => (now += ms)
+  return { keys, timers, pass, rotate: () => timers.splice(0).forEach((call) => call()) }
 }
 
 t.test('one key for each listener and fingerprint, made when it is asked for', async (t) => {
@@ -115,9 +121,33 @@ t.test('a released listener is forgotten, and the timer with the last', async (t
   t.equal(timers.length, 0)
 })
 
+t.test('another master goes on with the keys, and with the time that they have left', async (t) => {
+  const before = makeKeys(t)
+  t.equal(before.keys.bequeath(), null, 'none were made')
+  const [one, two, three] = [new Worker(), new Worker(), new Worker()] as const
+  before.keys.asked(one, 'tcp:1', 'x')
+  before.keys.asked(one, 'tcp:2', 'y')
+  before.pass(ROTATE_EVERY_MS - 50)
+  const bequest = before.keys.bequeath()
+  if (bequest === null) return void t.fail('keys were made')
+  t.equal(bequest.rotateInMs, 50)
+
+  const after = makeKeys(t, { first: 'n', firstMs: 50 })
+  after.keys.inherit(bequest)
+  after.keys.asked(two, 'tcp:1', 'x')
+  t.equal(two.last, 'tcp:1 x a')
+  after.rotate()
+  t.equal(two.last, 'tcp:1 x n')
+  after.keys.asked(three, 'tcp:2', 'y')
+  t.equal(three.last, 'tcp:2 y o', 'not what nobody had asked for until the rotation')
+  after.keys.close()
+  t.equal(after.timers.length, 0)
+})
+
 t.test('the question is read strictly', async (t) => {
   const good = { cmd: CMD, t: 'ticket-keys-asked', key: 'tcp:1', fingerprint: '0a'.repeat(32) }
-  t.same(fromWorker(good), good)
+  const { cmd: _, ...said } = good
+  t.same(fromWorker(good), said)
   for (const wrong of [
     { key: 7 },
     { key: 'x'.repeat(257) },

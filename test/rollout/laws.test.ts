@@ -19,7 +19,7 @@ const RARE = [
   'ready-again, parked, tired memory, tired memory urgently, tired liveness urgently, tired requests, tired age',
   // That it crashed, or its last worker ended, is too rare to be relied on: there are stories.
   'unparked: a rollout begins, unparked: its time is over',
-  'beforeSpawn, beforePromote, afterPromote, afterRollback',
+  'beforeSpawn, beforePromote, afterPromote, afterRollback, no-room leaves, no-room stays',
 ].flatMap((line) => line.split(', '))
 
 t.test('the laws hold after every step of every world', async (t) => {

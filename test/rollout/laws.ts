@@ -243,16 +243,34 @@ export function laws(plan: Plan): Record<string, Law> {
       if (verdict?.outcome !== 'promoted') return
       const before = seen.before.generations.get(verdict.current ?? -1)
       must(slotsOf(before) > 0, 'promoted a generation without slots')
+      // Of a parked one those come back that live; a slot whose worker has died there is filled afterwards.
+      const isUnpark = rolling(seen.before)?.isUnpark === true
+      let whole = 0
       for (const [index, slot] of (before?.slots ?? []).entries()) {
         const worker = [...seen.after.workers.values()].find(
           ({ generation, slot, phase }) =>
             generation === verdict.current && slot === index && phase.k === 'ready',
         )
         must(worker === undefined || !isUnready(worker), `promoted with slot ${index} not ready any more`)
+        if (worker === undefined && isUnpark) continue
         if (worker === undefined) throw new Error(`promoted without a ready worker in slot ${index}`)
+        whole++
         for (const [key, grant] of worker.claims) must(grant.k === 'open', `promoted before ${key} was open`)
         for (const key of slot.wants ?? []) must(worker.claims.has(key), `promoted without ${key}`)
       }
+      must(whole > 0, 'promoted with nobody')
+    },
+
+    'a rollback from the park waits for no boot'({ after, commands }) {
+      const now = rolling(after)
+      if (now?.isUnpark !== true) return
+      for (const command of commands)
+        must(
+          command.c !== 'spawn' || command.generation !== now.candidate.id,
+          `slot ${'slot' in command ? command.slot : ''} is filled before the promotion`,
+        )
+      for (const [index, { state }] of now.candidate.slots.entries())
+        must(state.k === 'filled' || state.k === 'empty', `slot ${index} is ${state.k}, and waited for`)
     },
 
     'every listener of the current generation is kept through a promotion'(seen) {
@@ -261,8 +279,10 @@ export function laws(plan: Plan): Record<string, Law> {
       for (const worker of seen.before.workers.values()) {
         if (worker.generation !== verdict.other || worker.phase.k !== 'ready') continue
         for (const key of worker.claims.keys()) {
+          // Where the worker that had it has died in the park, one of the bad version stays until its slot is filled.
+          const isUnpark = seen.before.top.rollout.of === verdict.current
           const isKept = [...seen.after.workers.values()].some(
-            (other) => other.generation === verdict.current && accepts(other, key),
+            (other) => (other.generation === verdict.current || isUnpark) && accepts(other, key),
           )
           must(isKept || seen.before.top.rollout.drop.has(key), `promotion lost ${key}`)
         }
@@ -570,7 +590,11 @@ export function laws(plan: Plan): Record<string, Law> {
           (key) =>
             worker.claims.get(key)?.k === 'open' &&
             ![...after.workers.values()].some(
-              (other) => other.id !== worker.id && other.claims.get(key)?.k === 'open',
+              (other) =>
+                other.id !== worker.id &&
+                other.claims.get(key)?.k === 'open' &&
+                // One of a version that is to go accepts only until others do.
+                roleOf(after.top, other.generation) !== 'old',
             ),
         )
         must(isLast, `worker ${worker.id} has no place`)
@@ -624,13 +648,35 @@ export function laws(plan: Plan): Record<string, Law> {
       }
     },
 
-    'only who is in rotation is granted'({ after, commands }) {
+    'where a worker of the current generation can accept, somebody does'({ after }) {
+      if (isStopping(after)) return
+      for (const worker of after.workers.values()) {
+        if (worker.phase.k !== 'ready' || worker.generation !== currentOf(after.top)) continue
+        for (const [key, grant] of worker.claims) {
+          if (grant.k !== 'held') continue
+          const someone = [...after.workers.values()].some((other) => {
+            const k = isUp(other) ? other.claims.get(key)?.k : undefined
+            return k === 'open' || k === 'opening'
+          })
+          must(someone, `nobody accepts on ${key}, and worker ${worker.id} could`)
+        }
+      }
+    },
+
+    'only who is in rotation is granted, or who accepted before where nobody else does'({ after, commands }) {
       for (const command of commands) {
         if (command.c !== 'open') continue
         const worker = after.workers.get(command.worker)
         // It may be told to leave by what follows in the same step.
         if (worker === undefined || !isUp(worker)) continue
-        must(worker.phase.k === 'ready' && isIn(after, worker), `worker ${command.worker} is granted`)
+        // One of the current generation that has made room is better than nobody.
+        const isLastResort =
+          worker.generation === currentOf(after.top) &&
+          ![...after.workers.values()].some(
+            (other) => other.id !== worker.id && accepts(other, command.key) && isIn(after, other),
+          )
+        const mayBe = isIn(after, worker) || isLastResort
+        must(worker.phase.k === 'ready' && mayBe, `worker ${command.worker} is granted`)
       }
     },
 
@@ -739,6 +785,11 @@ export function laws(plan: Plan): Record<string, Law> {
         else must(then?.doing.k === 'analysing' && then.at === at, text)
       }
       const then = rolling(after)
+      if (then?.rollout.doing.k === 'paused' && then.rollout.at === tally?.at) {
+        const { taken, failed, unclear } = then.rollout.doing.tally ?? { taken: 0, failed: 0, unclear: 0 }
+        must(taken === tally.taken, `${tally.taken} were taken before the pause, now it is ${taken}`)
+        must(failed === tally.failed && unclear === tally.unclear, 'a pause forgets what failed')
+      }
       if (then?.rollout.doing.k !== 'analysing' || then.rollout.at !== tally?.at) tally = null
     },
 
@@ -932,10 +983,46 @@ export function laws(plan: Plan): Record<string, Law> {
       if (after.top.k === 'ended') must(world.pins.size === gone.length, 'a pin outlives the end')
     },
 
+    'a worker that has no room beside it goes first, and only where enough others serve'({
+      before,
+      after,
+      commands,
+    }) {
+      const lacksRoom = (worker: Worker | undefined): boolean => {
+        const memory = worker?.tired?.memory ?? null
+        return memory !== null && memory.workerBytes > memory.freeBytes
+      }
+      for (const generation of after.generations.values()) {
+        for (const [index, { state }] of generation.slots.entries()) {
+          if (state.k === 'replacing' && state.why === 'limit') {
+            const isNew = commands.some(
+              ({ c, ...command }) => c === 'spawn' && 'worker' in command && command.worker === state.with,
+            )
+            must(!isNew || !lacksRoom(after.workers.get(state.by)), `slot ${index} has two, and room for one`)
+          }
+          if (state.k !== 'clearing') continue
+          must(after.workers.has(state.of), `slot ${index} waits for nobody`)
+          const was = before.generations.get(generation.id)?.slots[index]?.state
+          if (was?.k === 'clearing' || after.top.k !== 'steady') continue
+          const slots = generation.slots.length
+          const others = [...after.workers.values()].filter(
+            (worker) => worker.generation === generation.id && serves(worker) && !isUnready(worker),
+          ).length
+          const least = slots - unavailableOf(generation.policy, slots)
+          must(others >= least, `slot ${index} is cleared, and ${others} of ${slots} serve`)
+        }
+      }
+    },
+
     'at most one worker is replaced at a time, and none during a rollout'({ after, commands }) {
       const replacing = [...after.generations.values()].flatMap(({ slots }) =>
         slots.flatMap(({ state }) => (state.k === 'replacing' && state.why !== 'signal' ? [state.with] : [])),
       )
+      const cleared = [...after.generations.values()].flatMap(({ slots }) =>
+        slots.filter(({ state }) => state.k === 'clearing'),
+      )
+      if (after.top.k === 'steady')
+        must(replacing.length + cleared.length <= 1, `${cleared.length} are cleared at the same time`)
       must(replacing.length <= 1, `${replacing.length} are replaced at the same time`)
       if (after.top.k === 'steady') return
       for (const command of commands)

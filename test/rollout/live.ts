@@ -68,6 +68,8 @@ function named(command: Command): string {
       return what.stays ? 'unready stays' : 'unready'
     case 'unparked':
       return `unparked: ${['a rollout begins', 'its time is over', 'its last worker has ended'].includes(what.why) ? what.why : 'crashed'}`
+    case 'no-room':
+      return what.leaves ? 'no-room leaves' : 'no-room stays'
     default:
       return what.a
   }

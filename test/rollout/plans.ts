@@ -227,6 +227,8 @@ const wild: fc.Arbitrary<Behaviour> = fc.record({
   terminate: fc.oneof(ms(800), fc.constant('ignored' as const)),
 })
 
+const SHORT: Memory = { freeBytes: 50, workerBytes: 100 }
+
 // --- operations -----------------------------------------------------------------------------------------------
 
 const order: fc.Arbitrary<Order> = fc.oneof(
@@ -263,6 +265,13 @@ const operation: fc.Arbitrary<Operation> = fc.oneof(
   { weight: 5, arbitrary: fc.record({ k: fc.constant('order' as const), what: order }) },
   { weight: 7, arbitrary: fc.record({ k: fc.constant('steer' as const), nth: fc.nat(11) }) },
   { weight: 1, arbitrary: fc.constant<Operation>({ k: 'crash-current' }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      k: fc.constant('crash-parked' as const),
+      workers: fc.integer({ min: 1, max: 2 }),
+    }),
+  },
   { weight: 2, arbitrary: fc.record({ k: fc.constant('replace' as const), nth: fc.nat(5) }) },
   {
     weight: 2,
@@ -274,8 +283,9 @@ const operation: fc.Arbitrary<Operation> = fc.oneof(
     arbitrary: fc.record({
       k: fc.constant('weigh' as const),
       nth: fc.nat(11),
-      rssBytes: fc.constantFrom(90, 120, 200),
+      rssBytes: fc.constantFrom(90, 120, 120, 200),
       requests: fc.constantFrom(1, 1_000),
+      memory: fc.constantFrom(null, SHORT, SHORT, { ...SHORT, freeBytes: 500 }),
     }),
   },
   { weight: 1, arbitrary: fc.record({ k: fc.constant('take-back' as const), nth: fc.nat(30) }) },

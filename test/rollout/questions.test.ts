@@ -164,6 +164,7 @@ t.test('what the slots of a new generation must listen on', async (t) => {
     [[WEB, ADMIN].sort(), [WEB], [WEB]],
     'a new one: what all have in common',
   )
+  t.same(wants([slotOf(2, [WEB])], [web], 2), [[WEB], []], 'beside a single one: who knows')
   t.same(wants(slots, [both, web], 2, new Set([ADMIN])), [[WEB], [WEB]], 'but for what is dropped')
   t.same(
     wants([vacant([WEB, ADMIN]), slotOf(2, [WEB])], [web], 1),

@@ -123,7 +123,9 @@ function factsOf(verb: string, words: readonly string[]): Fact[] {
     case 'warmed':
       return [{ e: verb, worker, failure: after(1) || null }]
     case 'weighed':
-      return [{ e: verb, worker, rssBytes: msOf(second), requests: Number(words[2] ?? 0) }]
+      return [
+        { e: verb, worker, rssBytes: msOf(second), requests: Number(words[2] ?? 0), memory: memoryOf(words) },
+      ]
     case 'pin-failed':
       return [{ e: verb, reload: first, reasons: [after(1)] }]
     case 'stop-asked':
@@ -369,6 +371,8 @@ function announced(what: Announcement): string {
       return `w${what.worker} was not warmed up: ${what.why}`
     case 'tired':
       return `w${what.worker} is to be replaced: ${what.tired.detail}`
+    case 'no-room':
+      return `w${what.worker} ${what.leaves ? 'leaves first' : 'serves on'}: there is no room for two`
     case 'parked':
       return `generation ${what.generation} is parked for ${seconds(what.forMs)}`
     case 'unparked':

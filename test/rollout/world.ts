@@ -83,7 +83,15 @@ export type Operation =
   | { readonly k: 'crash-one'; readonly nth: number }
   /** All processes of the generation that answers: a version that does not live. */
   | { readonly k: 'crash-current' }
-  | { readonly k: 'weigh'; readonly nth: number; readonly rssBytes: number; readonly requests: number }
+  /** So many of the generation that is parked die; then it is gone back to. */
+  | { readonly k: 'crash-parked'; readonly workers: number }
+  | {
+      readonly k: 'weigh'
+      readonly nth: number
+      readonly rssBytes: number
+      readonly requests: number
+      readonly memory: Memory | null
+    }
   /** One of the orders that make sense at this moment. */
   | { readonly k: 'steer'; readonly nth: number }
   /** `to`: some generation, which may be current, known, forgotten, or none yet; null: the one before. */
@@ -333,8 +341,10 @@ export class World {
         return [
           () => {
             const process = nthLive(operation.nth)
-            const { rssBytes, requests } = operation
-            return process === undefined ? null : { e: 'weighed', worker: process.id, rssBytes, requests }
+            const { rssBytes, requests, memory } = operation
+            return process === undefined
+              ? null
+              : { e: 'weighed', worker: process.id, rssBytes, requests, memory }
           },
         ]
       case 'crash-current':
@@ -345,6 +355,17 @@ export class World {
           const process = this.processes.get(worker?.id ?? -1)
           return process === undefined ? null : this.exit(process, 'out of memory', false)
         })
+      case 'crash-parked': {
+        const parked = (): GenerationId | null =>
+          this.state.top.k === 'steady' ? (this.state.top.parked?.generation ?? null) : null
+        const crash = (): Fact | null => {
+          const worker = [...this.state.workers.values()].find(({ generation }) => generation === parked())
+          const process = this.processes.get(worker?.id ?? -1)
+          return process === undefined ? null : this.exit(process, 'killed by SIGKILL', false)
+        }
+        const back = (): Fact | null => (parked() === null ? null : this.askRollback(null))
+        return [...Array.from({ length: operation.workers }, () => crash), back]
+      }
       case 'steer':
         return [
           () => {
@@ -412,6 +433,7 @@ export class World {
       failure: nth % 2 === 0 ? null : 'too late',
       rssBytes: null,
       requests: 0,
+      memory: null,
     }
     const live = [...this.processes.values()][nth % (this.processes.size + 1)]
     // A lie of a live process that would make its books wrong is not the machine's to see through.
@@ -547,7 +569,7 @@ export class World {
         process.leadership = 'asked'
         return { e: 'leadership-asked', worker }
       case 'weigh':
-        return { e: 'weighed', worker, rssBytes: deed.rssBytes, requests: deed.requests }
+        return { e: 'weighed', worker, rssBytes: deed.rssBytes, requests: deed.requests, memory: null }
       case 'ask-replacement':
         return { e: 'replace-asked', worker }
       case 'crash':
