@@ -49,7 +49,8 @@ const list =
   <T>(max: number, read: Read<T>): Read<T[]> =>
   (x) => {
     must(Array.isArray(x) && x.length <= max)
-    return (x as unknown[]).map(read)
+    // Also of a hole, which `map` leaves out.
+    return Array.from(x as unknown[], (each) => read(each))
   }
 const maybe =
   <T>(read: Read<T>): Read<T | undefined> =>

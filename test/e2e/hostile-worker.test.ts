@@ -40,8 +40,8 @@ const rows: Readonly<Record<string, Row>> = {
   'handle-of-no-type': { mayEnd: true },
   'internal-commands': {},
   handles: {},
-  // Among them is the raw line `null`, which Node's parser takes.
-  'wrong-types': {},
+  // Among them is a signal, for which it is replaced.
+  'wrong-types': { mayEnd: true },
   // It says that it got a signal, and is replaced. What it says of its own traffic are lies, and are told as it says them.
   accounts: {
     mayEnd: true,
