@@ -6,10 +6,6 @@ import { dirname, join } from 'node:path'
 import { StackReader, busyness } from './blocked.ts'
 import { defaultControlPath, loadConfig, needsRestart, startDirectory } from '../config.ts'
 import type { Config } from '../config.ts'
-import type { MetricsAt } from '../config.ts'
-import { openControl } from './control.ts'
-import type { Control } from './control.ts'
-import { hasTerminal, letGoOfTerminal, listenToSignals } from './early-signals.ts'
 import { pinGeneration, stopBudgetMs } from './generation.ts'
 import type { PinResult } from './generation.ts'
 import { Heartbeat } from './heartbeat.ts'
@@ -18,14 +14,14 @@ import type { Inherited } from './inherited.ts'
 import { gidOf, mayRead } from './identity.ts'
 import { OLDEST_MAJOR } from './node-binary.ts'
 import { LogFile } from './log-file.ts'
-import type { Metrics } from './metrics.ts'
 import { watchOrphans } from './orphans.ts'
-import { removePidFile, writePidFile } from './pid-file.ts'
+import { Post } from './post.ts'
 import { Predecessor } from './predecessor.ts'
 import type { Beginning } from './predecessor.ts'
 import { createLogger, ownVersion } from './report.ts'
 import { makeRuntimeDirectory, sweepRuntimeDirectories } from './runtime-directory.ts'
 import { printable, seconds } from './words.ts'
+import { takeSignals } from './signals.ts'
 import { checkUnitTimes } from './unit-times.ts'
 import { Supervisor } from './supervisor.ts'
 import { Survivors } from './survivors.ts'
@@ -63,13 +59,14 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   const first = await pinGeneration(config, env)
   const group = await groupOf(config)
   if (!first.ok || !group.ok) return complain(2, [...reasonsOf(first), ...reasonsOf(group)])
-  const place = defaultControlPath(config, env, canWrite)
-  if (!place.ok) return complain(1, [place.complaint])
+  const found = defaultControlPath(config, env, canWrite)
+  if (!found.ok) return complain(1, [found.complaint])
+  const control = found.path
   let beginning: Beginning | null = null
   if (predecessor) {
-    const { name, control } = predecessor.bequest
-    if (name !== config.name || control !== place.path) {
-      const was = `It was "${name}" at ${control} and would be "${config.name}" at ${place.path}`
+    const { bequest } = predecessor
+    if (bequest.name !== config.name || bequest.control !== control) {
+      const was = `It was "${bequest.name}" at ${bequest.control} and would be "${config.name}" at ${control}`
       return complain(1, [`${was}: an upgrade changes neither name nor control socket; restart the service.`])
     }
     try {
@@ -122,106 +119,88 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     log,
     quiet: predecessor !== null,
   })
-  let control: Control | undefined
-  let lostControl: Control | undefined
-  let metrics: Metrics | undefined
   let stacks: StackReader | undefined
-  let upgrader: Upgrader | undefined
   let runtime: string | undefined
-  const preload = (): string => (runtime ??= makeRuntimeDirectory(place.path, config.name))
+  const preload = (): string => (runtime ??= makeRuntimeDirectory(control, config.name))
   const forgetOrphans = process.pid === 1 ? watchOrphans({ log }) : () => {}
   let end: (status: number) => void = () => {}
   const ended = new Promise<number>((resolve) => (end = resolve))
   const { killTimeoutMs } = first.pinned.policy
   const survivors = new Survivors({
-    ...{ log, control: place.path, name: config.name, killTimeoutMs },
+    ...{ log, control, name: config.name, killTimeoutMs },
     stopBudgetMs: stopBudgetMs(first.pinned.policy),
   })
+  const supervisor = new Supervisor({
+    config,
+    log,
+    notifier,
+    activated: inherited.sockets,
+    get preload() {
+      return join(preload(), 'preload.cjs')
+    },
+    pin,
+    onServing: () => {
+      if (predecessor) predecessor.ready(supervisor.currentGeneration ?? 0)
+      else post.sign()
+    },
+    onTrouble: (reason) => {
+      if (!predecessor?.isTried) return
+      predecessor.failed([`${sentence(reason)}.`])
+      supervisor.leave()
+    },
+    onGenerationEnded: (generation, text) => face.drained(generation, text),
+    async leaderless() {
+      await predecessor?.gone
+      await survivors.gone
+    },
+    makeWay: (address) => survivors.makeWay(address),
+    // Whatever a successor that failed has left beside our sockets is swept.
+    beforeClose: () => face.settled(),
+    // A stop is over when the whole service has stopped.
+    async beforeEnd(status) {
+      await predecessor?.left()
+      if (status === 0) await survivors.gone
+    },
+    onStopNow: () => survivors.kill(),
+    onEnd: (status) => end(status),
+    inspectorPort: () => stacks?.port ?? null,
+    async lookInto(pid) {
+      // First what it does by itself: the look at its stack stops it.
+      const doing = await busyness(pid)
+      const stack = (await stacks?.look(pid)) ?? null
+      return doing === null ? stack : [doing, ...(stack === null ? [] : [stack])].join('\n')
+    },
+  })
+  const sweep = (pid: number): void => {
+    supervisor.sweep(pid)
+    sweepRuntimeDirectories(control, config.name, pid)
+  }
+  const face = new Upgrader({
+    ...{ supervisor, config, log, notifier, predecessor, control },
+    notifyFd: inherited.notifyFd,
+    start: { argv, env: input.env, given: input.cwd, cwd },
+    get post() {
+      return post
+    },
+    sweep,
+  })
+  const post: Post = new Post({ config, path: control, gid: group.gid, log, supervisor, face })
   try {
-    const supervisor = new Supervisor({
-      config,
-      log,
-      notifier,
-      activated: inherited.sockets,
-      get preload() {
-        return join(preload(), 'preload.cjs')
-      },
-      pin,
-      onServing: () => {
-        if (predecessor) predecessor.ready(supervisor.currentGeneration ?? 0)
-        else writePid(config, log)
-      },
-      onTrouble: (reason) => {
-        if (!predecessor?.isTried) return
-        predecessor.failed([`${sentence(reason)}.`])
-        supervisor.leave()
-      },
-      onGenerationEnded: (generation, text) => face.drained(generation, text),
-      async leaderless() {
-        await predecessor?.gone
-        await survivors.gone
-      },
-      makeWay: (address) => survivors.makeWay(address),
-      // Whatever a successor that failed has left beside our sockets is swept.
-      beforeClose: () => face.settled(),
-      // A stop is over when the whole service has stopped.
-      async beforeEnd(status) {
-        await predecessor?.left()
-        if (status === 0) await survivors.gone
-      },
-      onStopNow: () => survivors.kill(),
-      onEnd: (status) => end(status),
-      inspectorPort: () => stacks?.port ?? null,
-      async lookInto(pid) {
-        // First what it does by itself: the look at its stack stops it.
-        const doing = await busyness(pid)
-        const stack = (await stacks?.look(pid)) ?? null
-        return doing === null ? stack : [doing, ...(stack === null ? [] : [stack])].join('\n')
-      },
-    })
-    const openMetricsFor = async (): Promise<void> => {
-      if (config.metrics !== null) metrics = await openMetricsOf(supervisor, config.metrics, log)
+    if (predecessor === null) {
+      await post.take()
+      survivors.look()
+    } else {
+      supervisor.inherit(predecessor.bequest.listeners)
     }
-    const sweep = (pid: number): void => {
-      supervisor.sweep(pid)
-      sweepRuntimeDirectories(place.path, config.name, pid)
-    }
-    const face = new Upgrader({
-      ...{ supervisor, config, log, notifier, predecessor, control: place.path },
-      notifyFd: inherited.notifyFd,
-      start: { argv, env: input.env, given: input.cwd, cwd },
-      directories: () => control?.directories ?? [],
-      giveUp: async () => metrics?.close(),
-      async takeBack() {
-        if (control?.isOurs() === false) {
-          // Kept open for whoever waits on it for the verdict.
-          lostControl = control
-          const replaces = { directories: control.directories }
-          control = await openControl({ ...controlOf(), replaces })
-        }
-        writePid(config, log)
-        await openMetricsFor()
-      },
-      sweep,
-    })
-    const controlOf = () => ({
-      ...{ path: place.path, mode: config.controlMode, gid: group.gid, shared: isShared(config), face, log },
-    })
-    // The socket is what tells a second master of the same name, so it comes before anything is started.
-    if (predecessor === null) control = await openControl(controlOf())
-    else supervisor.inherit(predecessor.bequest.listeners)
-    if (predecessor === null) survivors.look()
-    upgrader = face
     const loading = await loadable(first)
     if (!loading.ok) return complain(1, loading.reasons)
     if (config.stackOfBlocked) {
       stacks = await StackReader.open({ helper: join(preload(), 'blocked.mjs'), log })
     }
-    if (predecessor === null) await openMetricsFor()
     const { policy } = first.pinned
     void checkUnitTimes({ env, policy, log })
     log.info(
-      { event: 'starting', usr2: ownVersion(), node: process.versions.node, control: place.path },
+      { event: 'starting', usr2: ownVersion(), node: process.versions.node, control },
       `usr2 ${ownVersion()} (pid ${process.pid}): ${config.workers} x ${first.pinned.entry}; ` +
         `a stop takes at most ${seconds(stopBudgetMs(policy))}`,
     )
@@ -235,7 +214,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       sweep(pid)
     })
     supervisor.start(first.pinned, predecessor?.bequest.heritage)
-    takeSignals(face, log, env, file)
+    takeSignals({ face, log, env, file })
     const startWatchdog = (): void => {
       const heartbeat = new Heartbeat({
         ...{ log, serving: () => supervisor.serving(), remedyMs: () => supervisor.remedyMs() },
@@ -250,14 +229,8 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
         supervisor.giveBack()
       },
       async takeOver(directories) {
-        control = await openControl({ ...controlOf(), replaces: { directories } })
-        try {
-          await openMetricsFor()
-        } catch (error) {
-          await control.close()
-          throw error
-        }
-        writePid(config, log)
+        await post.take(directories)
+        post.sign()
       },
       tookOver: () => supervisor.own(),
       main() {
@@ -276,29 +249,19 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
     return complain(1, [error instanceof Error ? error.message : String(error)])
   } finally {
     forgetOrphans()
-    await upgrader?.settled()
+    await face.settled()
     // Whoever had connected before the path led to the successor gets an answer, too.
-    if (upgrader?.hasHeir) await control?.emptied(FAREWELL_MS)
+    if (face.hasHeir) await post.emptied()
     // Before the control socket, which takes its own empty directory away.
     if (runtime) rmSync(runtime, { recursive: true, force: true })
-    await lostControl?.close()
-    await control?.close()
-    await metrics?.close()
+    await post.close()
     await stacks?.close()
-    removePid(config, log)
     await notifier.flush()
     notifier.close()
   }
 }
 
-/** How long clients of a master that was replaced may stay connected. */
-const FAREWELL_MS = 2_000
-
 const sentence = (text: string): string => `${text[0]?.toUpperCase()}${text.slice(1)}`
-/** Others have to find what is beside the control socket: whoever may connect to it, and workers of another user. */
-const isShared = ({ user, group, controlMode, controlGroup }: Config): boolean =>
-  user !== null || group !== null || controlGroup !== null || controlMode !== 0o600
-
 type LogFileResult =
   | { readonly ok: true; readonly file: LogFile | null }
   | { readonly ok: false; readonly reasons: readonly string[] }
@@ -326,89 +289,6 @@ async function groupOf({ controlGroup }: Config): Promise<GroupResult> {
 const reasonsOf = (
   result: { readonly ok: true } | { readonly ok: false; readonly reasons: readonly string[] },
 ) => (result.ok ? [] : result.reasons)
-
-function complain(status: 1 | 2, complaints: readonly string[]): number {
-  for (const complaint of complaints) process.stderr.write(`usr2: ${printable(complaint)}\n`)
-  return status
-}
-
-/** prom-client is loaded only by a master that is asked for it: 1 to 3 MB of its memory. */
-async function openMetricsOf(face: Supervisor, listen: MetricsAt, log: Log): Promise<Metrics> {
-  const { openMetrics } = await import('./metrics.ts')
-  const metrics = await openMetrics({
-    ...{ listen, log, status: () => face.status() },
-    ...{ totals: () => face.totals(), verdicts: () => face.verdicts() },
-  })
-  log.info({ event: 'metrics', address: metrics.address }, `metrics on ${metrics.address}`)
-  return metrics
-}
-
-type Log = Awaited<ReturnType<typeof createLogger>>
-
-function writePid({ pidFile }: Config, log: Log): void {
-  if (pidFile === null) return
-  try {
-    writePidFile(pidFile)
-  } catch (error) {
-    log.error({}, error instanceof Error ? error.message : String(error))
-  }
-}
-
-function removePid({ pidFile }: Config, log: Log): void {
-  if (pidFile === null) return
-  try {
-    removePidFile(pidFile)
-  } catch (error) {
-    log.error({}, error instanceof Error ? error.message : String(error))
-  }
-}
-
-/** What each signal means. Handlers only tell: the supervisor is asked, and decides by the machine. */
-function takeSignals(supervisor: Upgrader, log: Log, env: NodeJS.ProcessEnv, file: LogFile | null): void {
-  const hadTerminal = hasTerminal()
-  if (env['npm_lifecycle_event'] !== undefined || env['npm_command'] !== undefined) {
-    log.warn(
-      {},
-      `started through npm, which passes no USR2 or HUP on: send signals to pid ${process.pid} itself`,
-    )
-  }
-  listenToSignals((signal) => {
-    // "The terminal is gone" comes by the same signal as "reload". Before the first word to it.
-    const isHangup = signal === 'SIGHUP' && hadTerminal && !hasTerminal()
-    if (isHangup) letGoOfTerminal()
-    log.info({ event: 'signal', signal }, `got ${signal}`)
-    switch (signal) {
-      case 'SIGUSR2':
-        return supervisor.reloadUnattended()
-      case 'SIGHUP':
-        return isHangup ? supervisor.stop('graceful') : supervisor.reloadUnattended()
-      case 'SIGTERM':
-      case 'SIGINT':
-        return supervisor.stop(supervisor.stopping ? 'now' : 'graceful')
-      case 'SIGQUIT':
-        return supervisor.stop('graceful')
-      case 'SIGTTIN':
-      case 'SIGTTOU':
-        return supervisor.order({ k: 'scale-by', by: signal === 'SIGTTIN' ? 1 : -1 }, (problem) => {
-          if (problem !== null) log.warn({ event: 'refused', signal }, problem)
-        })
-      case 'SIGUSR1':
-        return reopen(file, log)
-    }
-  })
-}
-
-function reopen(file: LogFile | null, log: Log): void {
-  if (file === null) return
-  try {
-    file.reopen()
-    log.info({ event: 'log-reopened', path: file.path }, `the log goes on in ${file.path}`)
-  } catch (error) {
-    const text = `${error instanceof Error ? error.message : String(error)} The file that was open goes on.`
-    log.warn({ event: 'log-not-reopened', path: file.path }, text)
-    complain(1, [text])
-  }
-}
 
 function canWrite(directory: string): boolean {
   for (let at = directory, levels = 0; levels < 3; at = dirname(at), levels++) {

@@ -13,6 +13,7 @@ import type { Config } from '../config.ts'
 import type { Asker, Face, Status, UpgradeRequest, Verdict } from './face.ts'
 import { stopBudgetMs, policyOf } from './generation.ts'
 import { nodePath, programPath } from './on-disk.ts'
+import type { Post } from './post.ts'
 import type { Predecessor } from './predecessor.ts'
 import { ownVersion } from './report.ts'
 import type { Logger } from './report.ts'
@@ -53,12 +54,7 @@ export interface UpgraderParts {
     readonly cwd: string
   }
   readonly control: string
-  /** Directories that were made for the control socket. */
-  directories(): readonly string[]
-  /** Gives up what only one master can have (the address of the metrics), before the successor takes over. */
-  giveUp(): Promise<void>
-  /** Takes it back, and the control socket's path where the successor had it already. */
-  takeBack(): Promise<void>
+  readonly post: Pick<Post, 'directories' | 'giveUp' | 'takeBack'>
   /** A successor with that pid was killed: what it could not remove. */
   sweep(pid: number): void
 }
@@ -215,14 +211,14 @@ export class Upgrader implements Face {
       const text = `Meanwhile a worker has begun to listen on ${late}, which the new master does not know of.`
       throw new UpgradeError('rolled-back', [`${text} Ask again.`])
     }
-    await this.parts.giveUp()
+    await this.parts.post.giveUp()
     try {
-      successor.send({ t: 'take-over', directories: this.parts.directories() })
+      successor.send({ t: 'take-over', directories: this.parts.post.directories })
       await successor.next('took-over', TAKE_OVER_TIMEOUT_MS, signal)
     } catch (error) {
       // Whatever it has of ours it gives back by ending.
       await successor.dismiss('it could not take over', LEAVE_MS)
-      await this.parts.takeBack().catch((why: unknown) => {
+      await this.parts.post.takeBack().catch((why: unknown) => {
         this.parts.log.error({}, `after an upgrade that failed: ${String(why)}`)
       })
       throw error
