@@ -36,6 +36,8 @@ const BYTES_FOR_ONE = 4_096
  * second, most of it garbage collection: a flood never gets to the number above, and the master to nothing else.
  */
 const BUSY_MS = { atOnce: 2_000, perSecond: 100 }
+/** Whose time is not counted: an honest worker's, on a machine so busy that each of its messages keeps the master for long. */
+const UNHURRIED = { atOnce: 500, perSecond: 20 }
 /** Of one message: a pause of the whole machine falls into one. */
 const MAX_BUSY_MS = 50
 /** Messages that wait until a worker reads them, some hundred bytes each: Node would keep any number. */
@@ -66,6 +68,7 @@ export class WorkerChannel {
   private readonly onBroken: (reason: string) => void
   private readonly handle: ChannelHandle | null
   private readonly allowance = new Allowance(MESSAGES, performance.now())
+  private readonly unhurried = new Allowance(UNHURRIED, performance.now())
   private readonly time = new Allowance(BUSY_MS, performance.now())
   private lineBytes = 0
   private unread = 0
@@ -144,7 +147,9 @@ export class WorkerChannel {
         return emit(event, ...args)
       } finally {
         const now = performance.now()
-        if (!this.time.take(Math.min(now - since, MAX_BUSY_MS), now)) this.breakOff(FLOODS)
+        if (!this.unhurried.take(1, now) && !this.time.take(Math.min(now - since, MAX_BUSY_MS), now)) {
+          this.breakOff(FLOODS)
+        }
       }
     }
   }
