@@ -1,6 +1,7 @@
-/** `usr2 upgrade` of a service of a real systemd (docs/upgrade.md). */
+/** `usr2 upgrade` of a service of a real systemd (docs/upgrade.md), by what systemd passes to the master. */
 import t from 'tap'
 import { play, skip } from '../helpers/systemd.ts'
 
-t.test('upgrades', { skip }, (t) => play(t, 'systemd-upgrade-drive.mjs', 'nothing'))
-// Where systemd passes something to the master (`descriptor`, `sockets`), an upgrade is refused so far.
+for (const kind of ['nothing', 'descriptor', 'sockets']) {
+  t.test(`upgrades, systemd passes: ${kind}`, { skip }, (t) => play(t, 'systemd-upgrade-drive.mjs', kind))
+}

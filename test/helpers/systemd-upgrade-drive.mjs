@@ -6,7 +6,18 @@
  */
 import assert from 'node:assert/strict'
 import * as fs from 'node:fs'
-import { App, USR2, end, installUsr2, journal, row, succeeds, unit, until } from './systemd-box.mjs'
+import {
+  App,
+  USR2,
+  end,
+  installUsr2,
+  journal,
+  row,
+  succeeds,
+  systemctl,
+  unit,
+  until,
+} from './systemd-box.mjs'
 
 await installUsr2()
 const CLI = `${USR2}/dist/cli.mjs`
@@ -32,9 +43,14 @@ const tell = (name, story) => row(name, story, { since })
 const box = new App('box', { places, service: ['WatchdogSec=2', ...service] })
 box.client = ['node', HEALTHY]
 if (socket) unit(socket, '[Socket]\nListenStream=127.0.0.1:8080\nListenStream=/run/box.sock\n')
-const starts = () => succeeds(box.start())
+async function starts() {
+  await systemctl('daemon-reload')
+  if (socket) await succeeds(systemctl('start', socket))
+  await succeeds(box.start())
+}
 /** With its sockets, so that no client starts it again. */
-const stopsClean = () => box.stopsClean(...(socket ? [socket] : []))
+const sockets = socket ? [socket] : []
+const stopsClean = () => box.stopsClean(...sockets)
 
 /** Another main process, which systemd and usr2 agree about. */
 async function upgrades(...args) {
@@ -128,7 +144,7 @@ await tell('a stop before the new master has taken over', async (say) => {
   await box.says('version late has been started')
   await traffic.lostNone(say)
   const before = await box.footprint()
-  await box.endsAnswering('stop')
+  await box.endsAnswering('stop', ...sockets)
   const { status, text } = await upgrading
   assert.equal(status, 1)
   assert.match(text, /told to stop/)
@@ -143,7 +159,7 @@ await tell('a stop while the old master drains', async (say) => {
   say(text)
   assert.ok(fs.existsSync(`/proc/${before}`), 'the old one waits for its requests')
   const footprint = await box.footprint()
-  await box.endsAnswering('stop')
+  await box.endsAnswering('stop', ...sockets)
   assert.deepEqual(await held.lost(), [], 'what was in flight in the old one was answered')
   await box.leftNothing(footprint)
 })
