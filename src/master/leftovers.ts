@@ -1,6 +1,9 @@
 /** What a worker leaves running in its process group when it ends. Linux: read from /proc. */
 import { readFileSync, readdirSync } from 'node:fs'
 
+import type { Logger } from './report.ts'
+import type { WorkerHandle } from './worker-handle.ts'
+
 export interface Leftover {
   readonly pid: number
   readonly command: string
@@ -60,5 +63,38 @@ function isZombie(pid: number): boolean {
     return stat[stat.lastIndexOf(')') + 2] === 'Z'
   } catch {
     return false
+  }
+}
+
+/** Ends what workers have left: SIGTERM, and SIGKILL in time. */
+export class LeftoverEnder {
+  private readonly log: Logger
+  private readonly kills = new Map<number, NodeJS.Timeout>()
+
+  constructor(log: Logger) {
+    this.log = log
+  }
+
+  /** That worker has ended. */
+  end({ pid, slot, facts }: WorkerHandle, killTimeoutMs: number): void {
+    const left = pid === null ? [] : leftovers(pid)
+    if (pid === null || left.length === 0) return
+    const names = left.map(({ pid, command }) => `${pid} (${command})`).join(', ')
+    this.log.warn({ ...facts, event: 'leftovers', left }, `slot ${slot} left running: ${names}; ending it`)
+    signalGroup(pid, 'SIGTERM')
+    const kill = setTimeout(() => {
+      this.kills.delete(pid)
+      signalGroup(pid, 'SIGKILL')
+    }, killTimeoutMs)
+    this.kills.set(pid, kill)
+  }
+
+  /** The master ends: nothing of theirs is given more time. */
+  killAll(): void {
+    for (const [pid, timer] of this.kills) {
+      clearTimeout(timer)
+      signalGroup(pid, 'SIGKILL')
+    }
+    this.kills.clear()
   }
 }

@@ -7,9 +7,9 @@
 import type { Config } from '../config.ts'
 import type { Address } from '../address.ts'
 import { MAX_DRAIN_MS } from '../protocol.ts'
-import type { FromWorker, Held, KnownListener, Statistics } from '../protocol.ts'
+import type { FromWorker, KnownListener, Statistics } from '../protocol.ts'
 import { MAX_HISTORY } from '../rollout/rollout.ts'
-import { currentOf, holder, isGoing, parkedOf, roleOf, serves, stateOf } from '../rollout/questions.ts'
+import { currentOf, holder, isGoing, parkedOf, serves, stateOf } from '../rollout/questions.ts'
 import { initialState } from '../rollout/state.ts'
 import type {
   Announcement,
@@ -37,11 +37,12 @@ import type { Asker, Drained, Face, RollbackRequest, Status, Verdict, Wait } fro
 import { hasChanged, pinAgain } from './generation.ts'
 import type { Pinned, PinResult } from './generation.ts'
 import { Hooks, hookEnvironment } from './hooks.ts'
-import { leftovers, signalGroup } from './leftovers.ts'
+import { LeftoverEnder } from './leftovers.ts'
 import { ledgerText, sumOf } from './ledger.ts'
 import type { Ledger } from './ledger.ts'
 import type { ActivatedSocket } from './inherited.ts'
 import { Listeners } from './listeners.ts'
+import { reportCuts, reportDeathInDrain, reportForce } from './losses.ts'
 import { freeBytes, rssBytes, workerBytes } from './memory.ts'
 import { verdictText } from './report.ts'
 import type { Logger } from './report.ts'
@@ -55,15 +56,13 @@ import type { Place } from './turns.ts'
 import type { BequeathedKeys, BequeathedListener, BequeathedVersion } from './upgrade-wire.ts'
 import { WorkerHandle } from './worker-handle.ts'
 import type { WorkerExit } from './worker-handle.ts'
-import { heldText, plural, seconds } from './words.ts'
+import { Withdrawals } from './withdrawals.ts'
+import { seconds } from './words.ts'
 
 /** A timer that fires this late means that the machine slept: a paused VM, a stopped process. */
 const OVERSLEPT_MS = 2_000
 /** What setTimeout can hold. */
 const MAX_TIMER_MS = 2 ** 31 - 1
-const MAX_NAMED_CUTS = 20
-/** How long a verdict waits for the old generation to have stopped accepting. */
-const WITHDRAWAL_TIMEOUT_MS = 2_000
 /** How often the memory of the workers is looked at: a leak takes minutes, a look 50 µs. */
 const WEIGH_EVERY_MS = 5_000
 /** A worker that no liveness probe looks after may be silent for as long as the default probe would let it. */
@@ -109,13 +108,6 @@ interface Ask {
   readonly wait: Wait
 }
 
-/** A verdict that is told when the workers of the generation that was replaced accept no more. */
-interface Withdrawal {
-  readonly accepting: Set<WorkerId>
-  readonly then: () => void
-  readonly timer: NodeJS.Timeout
-}
-
 export class Supervisor implements Omit<Face, 'upgrade'> {
   private state: State = initialState
   private readonly facts: Event[] = []
@@ -130,7 +122,6 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private readonly pinned = new Map<GenerationId, Pinned>()
   private readonly asks = new Map<AskId, Ask>()
   private readonly waitingForDrain = new Map<GenerationId, { asker: Asker; since: number }[]>()
-  private readonly withdrawals = new Set<Withdrawal>()
   /** What the ended workers of a generation had done. */
   private readonly ended = new Map<GenerationId, Ledger>()
   /** Those that boot with a lower priority. */
@@ -141,6 +132,8 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private readonly books = new Books()
   private readonly bans = new Bans()
   private readonly announcer: Announcer
+  private readonly leftovers: LeftoverEnder
+  private readonly withdrawals = new Withdrawals({ handles: this.handles, state: () => this.state })
   private readonly turns = new Turns({ turn: ({ worker, key }) => this.listeners.turn(worker, key) })
   private readonly orders = new Map<OrderId, (problem: string | null) => void>()
   private lastAsk = 0
@@ -154,6 +147,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     this.parts = parts
     this.log = parts.log
     const { log, activated } = parts
+    this.leftovers = new LeftoverEnder(log)
     this.listeners = new Listeners({
       ...{ log, activated, onHeld: (known) => this.tellHeld(known) },
       makeWay: async (address) => (await parts.makeWay?.(address)) ?? false,
@@ -274,13 +268,13 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
         // By both ways: the guest hides SIGTERM from the app while it serves, and a worker that has not loaded its
         // guest knows only the signal.
         const handle = this.handles.get(command.worker)
-        if (handle) this.warnOfForce(handle, 'terminated', 'has not left in time', 'SIGTERM')
+        if (handle) reportForce(this.log, handle, 'terminated')
         handle?.send({ t: 'exit' })
         return handle?.signal('SIGTERM')
       }
       case 'kill': {
         const handle = this.handles.get(command.worker)
-        if (handle) this.warnOfForce(handle, 'killed', 'is still there', 'SIGKILL')
+        if (handle) reportForce(this.log, handle, 'killed')
         return handle?.signal('SIGKILL')
       }
       case 'lead':
@@ -555,13 +549,13 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       }
       case 'withdrawn':
         this.dispatch({ e: 'withdrawn', worker, key: message.key })
-        if (!this.isWithdrawing(worker)) this.onWithdrawn(worker)
+        this.withdrawals.withdrew(worker)
         return
       case 'ready':
         return this.dispatch({ e: 'said-ready', worker })
       case 'draining':
         // It says so after it has withdrawn every listener.
-        this.onWithdrawn(worker)
+        this.withdrawals.withdrawn(worker)
         // No word of a worker's puts a stop off for ever.
         return this.dispatch({
           e: 'drain-began',
@@ -569,7 +563,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
           timeoutMs: Math.min(message.timeoutMs, MAX_DRAIN_MS),
         })
       case 'drained':
-        if (message.counts.endings.cut > 0) this.reportCuts(handle, message)
+        if (message.counts.endings.cut > 0) reportCuts(this.log, handle, message)
         return this.dispatch({ e: 'worker-drained', worker })
       case 'counts':
         this.weigh(handle)
@@ -612,75 +606,22 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     }
   }
 
-  /** A worker that hangs cannot say what it cuts off; what it said last is at most a second older than its hang. */
-  private warnOfForce(handle: WorkerHandle, event: string, why: string, signal: string): void {
-    const { open, active } = handle.counts
-    const held = `${plural(open, 'connection')}, ${plural(active, 'request')} in flight when it last said so`
-    const text = `slot ${handle.slot} (pid ${handle.pid}) ${why} and gets ${signal}: ${held}`
-    this.log.warn({ ...handle.facts, event, connections: open, active }, text)
-  }
-
-  private reportCuts(handle: WorkerHandle, { counts, cut }: Extract<FromWorker, { t: 'drained' }>): void {
-    const connections = counts.endings.cut
-    const requests = counts.outcomes.cut
-    this.log.warn(
-      { ...handle.facts, event: 'cut', cut: connections, requests, held: cut.slice(0, MAX_NAMED_CUTS) },
-      `cut ${plural(connections, 'connection')}${requests > 0 ? ` with ${plural(requests, 'request')}` : ''} ` +
-        `at the drain deadline: ${namedCuts(cut, connections)}`,
-    )
-  }
-
-  /**
-   * A worker that ends before its drain is over takes what it held with it. Killed, it has no last words, and what it
-   * said last is at most a second old.
-   */
-  private reportDeathInDrain(handle: WorkerHandle, reason: string): void {
-    if (this.state.workers.get(handle.id)?.phase.k !== 'draining') return
-    const { lost, facts } = handle
-    const { connections, requests } = handle.ledger
-    const named = lost ? `: ${namedCuts(lost, connections.crashed)}` : ' when it last said so'
-    const text =
-      `${reason}, in the midst of its drain; with it ended ${plural(connections.crashed, 'connection')}, ` +
-      `${plural(requests.crashed, 'request')} in flight${connections.crashed > 0 ? named : ''}`
-    const crashed = { connections: connections.crashed, requests: requests.crashed }
-    this.log.error({ ...facts, event: 'died-draining', crashed, held: lost ?? [], reason }, text)
-  }
-
   private onExit(handle: WorkerHandle, { reason, stillborn }: WorkerExit): void {
     this.handles.delete(handle.id)
     this.lowered.delete(handle.id)
     this.listeners.forget(handle)
     this.ticketKeys.forgetTaker(handle)
-    this.onWithdrawn(handle.id)
-    this.reportDeathInDrain(handle, reason)
+    this.withdrawals.withdrawn(handle.id)
+    if (this.state.workers.get(handle.id)?.phase.k === 'draining')
+      reportDeathInDrain(this.log, handle, reason)
     this.ended.set(handle.generation, sumOf([this.ended.get(handle.generation), handle.ledger]))
     const phase = this.state.workers.get(handle.id)?.phase.k
     this.books.exited(handle, phase === 'booting' || phase === 'ready', performance.now())
     this.log.debug({ ...handle.facts, event: 'worker-exited' }, reason)
-    this.endLeftovers(handle)
+    this.leftovers.end(handle, this.pinned.get(handle.generation)?.policy.killTimeoutMs ?? 0)
     this.extendWhileStopping()
     this.dispatch({ e: 'worker-exited', worker: handle.id, reason, stillborn })
   }
-
-  private endLeftovers(handle: WorkerHandle): void {
-    const { pid } = handle
-    if (pid === null) return
-    const left = leftovers(pid)
-    if (left.length === 0) return
-    const names = left.map(({ pid, command }) => `${pid} (${command})`).join(', ')
-    this.log.warn(
-      { ...handle.facts, event: 'leftovers', left },
-      `slot ${handle.slot} left running: ${names}; ending it`,
-    )
-    signalGroup(pid, 'SIGTERM')
-    const timeoutMs = this.pinned.get(handle.generation)?.policy.killTimeoutMs ?? 0
-    const kill = setTimeout(() => {
-      this.leftoverKills.delete(pid)
-      signalGroup(pid, 'SIGKILL')
-    }, timeoutMs)
-    this.leftoverKills.set(pid, kill)
-  }
-  private readonly leftoverKills = new Map<number, NodeJS.Timeout>()
 
   private tellHeld(listener: KnownListener): void {
     for (const handle of this.handles.values()) {
@@ -716,53 +657,9 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       this.waitingForDrain.set(decision.other, [...waiting, { asker: ask.asker, since: performance.now() }])
     }
     const verdict = this.verdict(decision)
-    this.whenWithdrawn(decision.outcome === 'promoted' ? decision.other : null, () =>
+    this.withdrawals.when(decision.outcome === 'promoted' ? decision.other : null, () =>
       ask.asker.verdict(verdict),
     )
-  }
-
-  /**
-   * Whoever is told "promoted" asks the new version for something at once, and a busy old worker may not have read yet
-   * that it is to accept no more (seen: 4 of 40 connections made right after a verdict, on a loaded machine).
-   */
-  private whenWithdrawn(generation: GenerationId | null, then: () => void): void {
-    const accepting = [...this.handles.values()].filter(
-      (handle) => handle.generation === generation && this.isToldToStop(handle),
-    )
-    if (accepting.length === 0) return then()
-    const waiting: Withdrawal = {
-      accepting: new Set(accepting.map(({ id }) => id)),
-      then,
-      // One whose event loop is blocked does not accept either.
-      timer: setTimeout(() => this.deliver(waiting), WITHDRAWAL_TIMEOUT_MS),
-    }
-    this.withdrawals.add(waiting)
-  }
-
-  /**
-   * It will say so when it accepts no more: as it begins to drain, or of each listener where it stays, parked. A worker
-   * that has said so before says nothing now, and nobody is to wait for it.
-   */
-  private isToldToStop({ id, saidDraining }: WorkerHandle): boolean {
-    const worker = this.state.workers.get(id)
-    if (worker?.phase.k !== 'ready') return !saidDraining
-    return roleOf(this.state.top, worker.generation) !== 'parked' || this.isWithdrawing(id)
-  }
-
-  private isWithdrawing(worker: WorkerId): boolean {
-    const claims = this.state.workers.get(worker)?.claims.values() ?? []
-    return [...claims].some(({ k }) => k === 'withdrawing')
-  }
-
-  private onWithdrawn(worker: WorkerId): void {
-    for (const waiting of [...this.withdrawals]) {
-      if (waiting.accepting.delete(worker) && waiting.accepting.size === 0) this.deliver(waiting)
-    }
-  }
-
-  private deliver(waiting: Withdrawal): void {
-    clearTimeout(waiting.timer)
-    if (this.withdrawals.delete(waiting)) waiting.then()
   }
 
   private verdict(decision: Decision): Verdict {
@@ -775,10 +672,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     clearInterval(this.scales)
     this.turns.end()
     await this.hooks.stop()
-    for (const [pid, timer] of this.leftoverKills) {
-      clearTimeout(timer)
-      signalGroup(pid, 'SIGKILL')
-    }
+    this.leftovers.killAll()
     this.ticketKeys.close()
     await this.parts.beforeClose?.()
     await this.listeners.closeAll()
@@ -942,7 +836,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     this.listeners.handOver()
     const current = this.currentGeneration
     this.leave()
-    return new Promise((resolve) => this.whenWithdrawn(current, resolve))
+    return new Promise((resolve) => this.withdrawals.when(current, resolve))
   }
   private handedOver = false
 
@@ -1024,11 +918,4 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   verdicts(): Verdicts {
     return this.books.verdicts
   }
-}
-
-/** Those that are named, and how many more there are of `count`. */
-function namedCuts(cut: readonly Held[], count: number): string {
-  const named = cut.slice(0, MAX_NAMED_CUTS)
-  const more = count > named.length ? `, and ${count - named.length} more` : ''
-  return named.map(heldText).join('; ') + more
 }
