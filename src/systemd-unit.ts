@@ -146,7 +146,7 @@ ${comment(times.startIs)}
 TimeoutStartSec=${seconds(times.startSec)}
 ${comment(times.stopIs)}
 TimeoutStopSec=${times.stopSec}
-# Beats while the master is well and most workers answer. One that hangs is the master's to replace.
+# Beats while the master is well and half of the workers answer. One that hangs is the master's to replace.
 WatchdogSec=20
 # SIGTERM to the master alone, which drains the workers; what is left when it has gone is killed.
 KillMode=mixed

@@ -1,6 +1,7 @@
 /**
- * Whether systemd is told that the service is alive (WATCHDOG=1): while more than half of the workers that serve answer.
- * That the master's own event loop turns is told by the fact that it asks.
+ * Whether systemd is told that the service is alive (WATCHDOG=1): while at least half of the workers that serve answer
+ * (one of two that hangs and cannot be replaced must not take the other one along). That the master's own event loop turns
+ * is told by the fact that it asks.
  *
  * Its own remedy comes first: a worker that is blocked fails its liveness probe and is replaced, and the other workers
  * serve on, while systemd's remedy ends them all. So a worker counts as silent only when it has said nothing for as long
@@ -47,7 +48,7 @@ export class Heartbeat {
     const workers = serving()
     const patience = Math.ceil(remedyMs() / intervalMs)
     const answering = workers.filter((worker) => this.beatsWithoutAnswer(worker) <= patience).length
-    const beating = workers.length === 0 || answering * 2 > workers.length
+    const beating = workers.length === 0 || answering * 2 >= workers.length
     if (beating !== this.wasBeating) {
       const facts = {
         event: beating ? 'heartbeat-back' : 'heartbeat-lost',
