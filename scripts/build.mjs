@@ -38,12 +38,16 @@ async function bundle(options) {
 const require = `import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);`
 const jsonSchemaMaker = `dist/.jsonschema.${process.pid}.mjs`
 // Files of their own: what is loaded only on a terminal, only with --metrics, and only by `usr2 drill`.
-const APART = { 'pretty.ts': './pretty.mjs', 'metrics.ts': './metrics.mjs', 'cli-drill.ts': './drill.mjs' }
+const APART = {
+  'pretty.ts': './pretty.mjs',
+  'figures/metrics.ts': './metrics.mjs',
+  'cli/drill.ts': './drill.mjs',
+}
 const apart = {
   name: 'apart',
   setup: ({ onResolve }) =>
-    onResolve({ filter: /\/(pretty|metrics|cli-drill)\.ts$/ }, ({ kind, path }) =>
-      kind === 'entry-point' ? null : { path: APART[path.replace(/.*\//, '')], external: true },
+    onResolve({ filter: /\/(pretty|figures\/metrics|cli\/drill)\.ts$/ }, ({ kind, path }) =>
+      kind === 'entry-point' ? null : { path: APART[path.replace(/^\.\//, '')], external: true },
     ),
 }
 await Promise.all([
@@ -62,28 +66,28 @@ await Promise.all([
     banner: { js: require },
   }),
   bundle({
-    entryPoints: ['src/master/metrics.ts'],
+    entryPoints: ['src/master/figures/metrics.ts'],
     outfile: 'dist/metrics.mjs',
     format: 'esm',
     minifySyntax: true,
     banner: { js: require },
   }),
   bundle({
-    entryPoints: ['src/cli-drill.ts'],
+    entryPoints: ['src/cli/drill.ts'],
     outfile: 'dist/drill.mjs',
     format: 'esm',
     minifySyntax: true,
     banner: { js: require },
   }),
   bundle({ entryPoints: ['src/drill/load-main.ts'], outfile: 'dist/drill-load.mjs', format: 'esm' }),
-  bundle({ entryPoints: ['src/master/blocked-main.ts'], outfile: 'dist/blocked.mjs', format: 'esm' }),
+  bundle({ entryPoints: ['src/master/workers/blocked-main.ts'], outfile: 'dist/blocked.mjs', format: 'esm' }),
   bundle({ entryPoints: ['src/worker/preload.ts'], outfile: 'dist/preload.cjs', format: 'cjs' }),
   bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.mjs', format: 'esm' }),
   bundle({ entryPoints: ['src/index.ts'], outfile: 'dist/index.cjs', format: 'cjs' }),
   bundle({ entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.mjs`, format: 'esm' }),
   bundle({ entryPoints: [`${passing}/src/index.ts`], outfile: `${passing}/dist/index.cjs`, format: 'cjs' }),
   bundle({
-    entryPoints: ['src/config-jsonschema.ts'],
+    entryPoints: ['src/config/jsonschema.ts'],
     outfile: jsonSchemaMaker,
     format: 'esm',
     banner: { js: require },

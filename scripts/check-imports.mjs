@@ -12,7 +12,7 @@ const rules = [
   { files: /^src\/protocol\.ts$/, may: [], npm: false, node: false },
   { files: /^src\/address\.ts$/, may: [], npm: false, node: false },
   { files: /^src\/index\.ts$/, may: [], npm: false, node: false },
-  { files: /^src\/systemd-unit\.ts$/, may: [/^src\/address\.ts$/], npm: false, node: false },
+  { files: /^src\/cli\/systemd-unit\.ts$/, may: [/^src\/address\.ts$/], npm: false, node: false },
   { files: /^src\/rollout\//, may: [/^src\/rollout\//], npm: false, node: false },
   {
     files: /^src\/worker\//,
@@ -22,12 +22,12 @@ const rules = [
     node: true,
   },
   {
-    files: /^src\/config(-\w+)?\.ts$/,
+    files: /^src\/config(\.ts$|\/)/,
     may: [
-      /^src\/config(-\w+)?\.ts$/,
+      /^src\/config(\.ts$|\/)/,
       /^src\/rollout\/state\.ts$/,
       // `--workers auto`: the processors that we may use.
-      /^src\/master\/memory\.ts$/,
+      /^src\/master\/workers\/memory\.ts$/,
       /^src\/protocol\.ts$/,
       /^src\/address\.ts$/,
     ],
@@ -52,7 +52,7 @@ const rules = [
     may: [
       /^src\/drill\//,
       /^src\/config\.ts$/,
-      /^src\/master\/(control-client|face|ledger)\.ts$/,
+      /^src\/master\/(face|control\/control-client|figures\/ledger)\.ts$/,
       /^src\/protocol\.ts$/,
       /^src\/address\.ts$/,
     ],
@@ -60,15 +60,14 @@ const rules = [
     node: true,
   },
   {
-    files: /^src\/cli(-[\w-]+)?\.ts$/,
+    files: /^src\/cli(\.ts$|\/)/,
     may: [
-      /^src\/cli(-[\w-]+)?\.ts$/,
-      /^src\/config(-\w+)?\.ts$/,
+      /^src\/cli(\.ts$|\/)/,
+      /^src\/config(\.ts$|\/)/,
       /^src\/master\//,
       /^src\/rollout\/state\.ts$/,
       /^src\/drill\//,
       /^src\/address\.ts$/,
-      /^src\/systemd-unit\.ts$/,
     ],
     npm: false,
     node: true,

@@ -29,14 +29,14 @@ import {
   UPGRADE,
   type Arguments,
   type Command,
-} from './cli-args.ts'
-import { followRollout, type Following } from './cli-follow.ts'
-import { marksFor } from './cli-rollout-text.ts'
-import { BAD_USAGE, complain, fail, refuse, say } from './cli-say.ts'
-import { isTerminal, Screen } from './cli-screen.ts'
-import { readySlots, renderDrains, renderMasters, renderStatus } from './cli-status.ts'
-import { asJson, formatDuration, printable } from './cli-text.ts'
-import { watchStatus } from './cli-watch.ts'
+} from './cli/args.ts'
+import { followRollout, type Following } from './cli/follow.ts'
+import { marksFor } from './cli/rollout-text.ts'
+import { BAD_USAGE, complain, fail, refuse, say } from './cli/say.ts'
+import { isTerminal, Screen } from './cli/screen.ts'
+import { readySlots, renderDrains, renderMasters, renderStatus } from './cli/status.ts'
+import { asJson, formatDuration, printable } from './cli/text.ts'
+import { watchStatus } from './cli/watch.ts'
 import {
   controlCandidates,
   controlDirectories,
@@ -61,7 +61,7 @@ import {
   MasterLostError,
   NoMasterError,
   type ControlConnection,
-} from './master/control-client.ts'
+} from './master/control/control-client.ts'
 import type { Status, Wait } from './master/face.ts'
 import type { Order } from './rollout/state.ts'
 
@@ -129,18 +129,18 @@ async function run(argv: readonly string[]): Promise<number> {
 }
 
 async function check(argv: readonly string[]): Promise<number> {
-  const { runCheck } = await import('./cli-check.ts')
+  const { runCheck } = await import('./cli/check.ts')
   process.exit(await runCheck(argv))
 }
 
 async function systemd(argv: readonly string[]): Promise<number> {
-  const { runSystemd } = await import('./cli-systemd.ts')
+  const { runSystemd } = await import('./cli/systemd.ts')
   return runSystemd(argv)
 }
 
 /** A bundle of its own, loaded only here: a master never holds it in memory. */
 async function drill(argv: readonly string[]): Promise<number> {
-  const { runDrill } = await import('./cli-drill.ts')
+  const { runDrill } = await import('./cli/drill.ts')
   // What an interrupted drill still waits for is of no interest any more.
   process.exit(await runDrill(argv))
 }
@@ -302,9 +302,9 @@ async function help([word, ...more]: readonly string[]): Promise<number> {
   const client = word === undefined ? undefined : CLIENTS.get(word)
   if (client !== undefined) process.stdout.write(commandUsage(client[0]))
   else if (word === 'run') process.stdout.write(usage('run'))
-  else if (word === 'check') process.stdout.write((await import('./cli-check.ts')).checkUsage())
-  else if (word === 'drill') process.stdout.write((await import('./cli-drill.ts')).drillUsage())
-  else if (word === 'systemd') process.stdout.write((await import('./cli-systemd.ts')).systemdUsage())
+  else if (word === 'check') process.stdout.write((await import('./cli/check.ts')).checkUsage())
+  else if (word === 'drill') process.stdout.write((await import('./cli/drill.ts')).drillUsage())
+  else if (word === 'systemd') process.stdout.write((await import('./cli/systemd.ts')).systemdUsage())
   else if (word === undefined || COMMAND_NAMES.includes(word)) process.stdout.write(mainUsage())
   else return refuse([unknownCommand(word)])
   return OK

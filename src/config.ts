@@ -11,9 +11,9 @@ import { safeParse } from 'valibot'
 import type { BaseIssue, InferOutput } from 'valibot'
 import { MAX_UNIX_PATH_BYTES } from './address.ts'
 import type { Place } from './address.ts'
-import * as paths from './config-paths.ts'
-import * as rollout from './config-rollout.ts'
-import type { HookSpec, MetricsAt, ProbeSpec, Strategy, WarmUp } from './config-rollout.ts'
+import * as paths from './config/paths.ts'
+import * as rollout from './config/rollout.ts'
+import type { HookSpec, MetricsAt, ProbeSpec, Strategy, WarmUp } from './config/rollout.ts'
 import {
   FLAGS,
   KEYS,
@@ -25,19 +25,19 @@ import {
   isProbe,
   schema,
   variableOf,
-} from './config-schema.ts'
-import type { Key, OuterKey } from './config-schema.ts'
-import { isRule, knownKeys } from './config-shapes.ts'
-import { doubtsAbout, ourselves } from './config-trust.ts'
-import { nearest } from './config-values.ts'
+} from './config/schema.ts'
+import type { Key, OuterKey } from './config/schema.ts'
+import { isRule, knownKeys } from './config/shapes.ts'
+import { doubtsAbout, ourselves } from './config/trust.ts'
+import { nearest } from './config/values.ts'
 import { PROBES } from './rollout/state.ts'
 import type { Amount, Analysis, Hook, ProbeKind, Step } from './rollout/state.ts'
 
-export { limitText, parseLimit } from './config-limit.ts'
-export * from './config-paths.ts'
-export type { HookSpec, MetricsAt, ProbeSpec, Strategy, WarmUp } from './config-rollout.ts'
-export { usage } from './config-schema.ts'
-export { parseDuration, parseSize } from './config-values.ts'
+export { limitText, parseLimit } from './config/limit.ts'
+export * from './config/paths.ts'
+export type { HookSpec, MetricsAt, ProbeSpec, Strategy, WarmUp } from './config/rollout.ts'
+export { usage } from './config/schema.ts'
+export { parseDuration, parseSize } from './config/values.ts'
 
 export interface Config {
   /** As the user gave it, made absolute; symlinks are followed when a generation is made (by the kernel's rules). */

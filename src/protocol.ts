@@ -6,7 +6,7 @@
  * listeners (lib/internal/child_process.js; node:cluster uses the same door). So the app never sees ours, and
  * its `process.removeAllListeners('message')` does not stop them.
  *
- * A worker's word is never trusted: the master reads messages only through `fromWorker` (src/master/worker-word.ts).
+ * A worker's word is never trusted: the master reads messages only through `fromWorker` (src/master/workers/worker-word.ts).
  */
 
 export const PROTOCOL_VERSION = 1
@@ -71,7 +71,7 @@ export interface GuestConfig {
   readonly websocketDrain: WebsocketDrain
   /** Whether requests are counted and timed for {@link Statistics}. */
   readonly statistics: boolean
-  /** Where Node's inspector would listen after SIGUSR1, which is then not kept (src/master/blocked.ts); null: it is kept. */
+  /** Where Node's inspector would listen after SIGUSR1, which is then not kept (src/master/workers/blocked.ts); null: it is kept. */
   readonly inspectorPort: number | null
   /** The user's own `$PWD`, not resolved: `./app.sock` is one listener across releases. */
   readonly pwd: string

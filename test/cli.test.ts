@@ -10,11 +10,11 @@ import {
   RELOAD,
   STATUS as STATUS_COMMAND,
   unknownCommand,
-} from '../src/cli-args.ts'
-import { renderDrains, renderMasters, renderStatus, renderVerdict } from '../src/cli-status.ts'
-import { formatDuration, printable } from '../src/cli-text.ts'
+} from '../src/cli/args.ts'
+import { renderDrains, renderMasters, renderStatus, renderVerdict } from '../src/cli/status.ts'
+import { formatDuration, printable } from '../src/cli/text.ts'
 import type { Status, WorkerStatus } from '../src/master/face.ts'
-import { ledgerOf, NO_COUNTS } from '../src/master/ledger.ts'
+import { ledgerOf, NO_COUNTS } from '../src/master/figures/ledger.ts'
 import { fakeMaster as master, scratch, usr2 } from './helpers/client.ts'
 import { DRAINED, progress, PROMOTED, ROLLED_BACK, STATUS } from './helpers/fake-face.ts'
 

@@ -2,10 +2,10 @@ import { symlinkSync, unlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
-import { configJsonSchema } from '../src/config-jsonschema.ts'
+import { configJsonSchema } from '../src/config/jsonschema.ts'
 import * as c from '../src/config.ts'
-import { nearest, parseJson } from '../src/config-values.ts'
-import { autoWorkers } from '../src/master/memory.ts'
+import { nearest, parseJson } from '../src/config/values.ts'
+import { autoWorkers } from '../src/master/workers/memory.ts'
 import { PROBES } from '../src/rollout/state.ts'
 
 type Input = { argv?: string[]; env?: NodeJS.ProcessEnv; cwd: string }

@@ -1,5 +1,5 @@
 /** How the old generations ended, by the ledgers in the master's log: their sum, and what is wrong with them. */
-import { type Ledger, ledgerText, sumOf } from '../../src/master/ledger.ts'
+import { type Ledger, ledgerText, sumOf } from '../../src/master/figures/ledger.ts'
 import { ENDINGS, OUTCOMES } from '../../src/protocol.ts'
 import type { LogLine } from './bench.ts'
 

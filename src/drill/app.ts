@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { fitsUnixPath } from '../config.ts'
-import { askStatus, connectControl, NoMasterError } from '../master/control-client.ts'
+import { askStatus, connectControl, NoMasterError } from '../master/control/control-client.ts'
 import { DrillComplaint } from './options.ts'
 
 const POLL_MS = 50

@@ -18,8 +18,8 @@ import {
   connectControl,
   findMaster,
   type RolloutEnd,
-} from '../master/control-client.ts'
-import { sumOf } from '../master/ledger.ts'
+} from '../master/control/control-client.ts'
+import { sumOf } from '../master/figures/ledger.ts'
 import type { Status } from '../master/face.ts'
 import { PrivateApp } from './app.ts'
 import { mixOf, type MixEntry } from './mix.ts'

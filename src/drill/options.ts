@@ -1,6 +1,6 @@
 /** What a drill is told, and what it says. The JSON of `usr2 drill --json` is a {@link DrillResult}. */
 import type { Drained, Verdict } from '../master/face.ts'
-import type { Ledger } from '../master/ledger.ts'
+import type { Ledger } from '../master/figures/ledger.ts'
 import type { Target } from './plan.ts'
 import type { Detail, KindResult, Slice } from './result.ts'
 import type { TallyResult } from './tally.ts'

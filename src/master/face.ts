@@ -5,7 +5,7 @@
 
 import type { Holding } from '../protocol.ts'
 import type { Order } from '../rollout/state.ts'
-import type { Ledger } from './ledger.ts'
+import type { Ledger } from './figures/ledger.ts'
 
 export type Wait = 'promoted' | 'drained'
 

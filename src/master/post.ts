@@ -3,10 +3,10 @@
  * master takes it as it starts; a successor takes it over, and who is replaced takes it back where the successor fails.
  */
 import type { Config, MetricsAt } from '../config.ts'
-import { openControl } from './control.ts'
-import type { Control } from './control.ts'
+import { openControl } from './control/control.ts'
+import type { Control } from './control/control.ts'
 import type { Face } from './face.ts'
-import type { Metrics } from './metrics.ts'
+import type { Metrics } from './figures/metrics.ts'
 import { removePidFile, writePidFile } from './pid-file.ts'
 import type { Logger } from './report.ts'
 import type { Supervisor } from './supervisor.ts'
@@ -122,7 +122,7 @@ const isShared = ({ user, group, controlMode, controlGroup }: Config): boolean =
 
 /** prom-client is loaded only by a master that is asked for it: 1 to 3 MB of its memory. */
 async function openMetricsOf(supervisor: Supervisor, listen: MetricsAt, log: Logger): Promise<Metrics> {
-  const { openMetrics } = await import('./metrics.ts')
+  const { openMetrics } = await import('./figures/metrics.ts')
   const metrics = await openMetrics({
     ...{ listen, log, status: () => supervisor.status() },
     ...{ totals: () => supervisor.totals(), verdicts: () => supervisor.verdicts() },

@@ -6,7 +6,7 @@ import { createRequire } from 'node:module'
 import pino from 'pino'
 import type { Logger } from 'pino'
 import type { Verdict as Decision } from '../rollout/state.ts'
-import type { Pinned } from './generation.ts'
+import type { Pinned } from './workers/generation.ts'
 import { MAX_UNWRITTEN_BYTES, type LogFile } from './log-file.ts'
 import { seconds } from './words.ts'
 

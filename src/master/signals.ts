@@ -2,7 +2,7 @@
 import { hasTerminal, letGoOfTerminal, listenToSignals } from './early-signals.ts'
 import type { LogFile } from './log-file.ts'
 import type { Logger } from './report.ts'
-import type { Upgrader } from './upgrade.ts'
+import type { Upgrader } from './upgrade/upgrade.ts'
 import { printable } from './words.ts'
 
 export interface SignalsParts {

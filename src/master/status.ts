@@ -24,13 +24,13 @@ import type {
   Verdict,
   WorkerStatus,
 } from './face.ts'
-import type { Pinned } from './generation.ts'
-import { sumOf } from './ledger.ts'
+import type { Pinned } from './workers/generation.ts'
+import { sumOf } from './figures/ledger.ts'
 import { limitText } from '../config.ts'
-import { rssBytes } from './memory.ts'
+import { rssBytes } from './workers/memory.ts'
 import { ownVersion } from './report.ts'
-import { versionOnDisk } from './on-disk.ts'
-import type { WorkerHandle } from './worker-handle.ts'
+import { versionOnDisk } from './upgrade/on-disk.ts'
+import type { WorkerHandle } from './workers/worker-handle.ts'
 import { plural, seconds } from './words.ts'
 
 export interface StatusParts {

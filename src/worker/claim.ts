@@ -210,7 +210,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
   }
 
   /**
-   * To the head of the kernel's queue of those who wait for a connection (src/master/turns.ts). A copy that was sent before
+   * To the head of the kernel's queue of those who wait for a connection (src/master/listening/turns.ts). A copy that was sent before
    * we were told to withdraw may come after it: whoever does not accept any more must not begin again.
    */
   const takeTurn = (key: string, socket: ReceivedSocket): void => {

@@ -14,7 +14,7 @@ export interface Signals {
 
 /**
  * @param isUsr1Nodes Node's handler of SIGUSR1 stays, which a listener would replace for good: the master needs it to look
- * into a blocked worker, and sees to it that no stray one starts the inspector (src/master/blocked.ts). It is hidden
+ * into a blocked worker, and sees to it that no stray one starts the inspector (src/master/workers/blocked.ts). It is hidden
  * from the app all the same.
  */
 export function keepSignals(isUsr1Nodes: boolean, onSignal: (signal: Kept) => void): Signals {

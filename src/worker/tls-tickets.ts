@@ -2,7 +2,7 @@
  * TLS sessions that outlive a generation. A client that comes back with a session ticket skips the certificates and
  * the signatures of a handshake; in bare Node every process makes ticket keys of its own, so that a reload would
  * cost every client a full handshake, all at once, on a machine that boots workers just then. So workers get the
- * keys of their listener from the master (src/master/ticket-keys.ts), siblings as well as generations.
+ * keys of their listener from the master (src/master/listening/ticket-keys.ts), siblings as well as generations.
  *
  * What keeps it as safe as one process of bare Node:
  * - Keys are shared only between servers of one listener and one {@link fingerprintOf fingerprint}: certificate, CA

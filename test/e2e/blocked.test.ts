@@ -1,11 +1,11 @@
-// What blocks a worker: src/master/blocked.ts, with the guest as it is built.
+// What blocks a worker: src/master/workers/blocked.ts, with the guest as it is built.
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import type { Test } from 'tap'
-import { StackReader, busyness } from '../../src/master/blocked.ts'
-import { listening } from '../../src/master/port-owner.ts'
+import { StackReader, busyness } from '../../src/master/workers/blocked.ts'
+import { listening } from '../../src/master/listening/port-owner.ts'
 import { GUEST_ENV, type GuestConfig, PROTOCOL_VERSION } from '../../src/protocol.ts'
 import { start, withoutTap } from '../helpers/spawn.ts'
 import { shortTmp } from '../helpers/tmp.ts'

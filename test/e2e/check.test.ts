@@ -2,7 +2,7 @@
 import { join } from 'node:path'
 import net from 'node:net'
 import t, { type Test } from 'tap'
-import type { CheckReport } from '../../src/master/check.ts'
+import type { CheckReport } from '../../src/master/workers/check.ts'
 import { expectNothingLeft, start } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
 import { CLI, fixture, startUsr2, usr2 } from '../helpers/usr2.ts'

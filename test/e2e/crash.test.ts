@@ -159,8 +159,9 @@ t.test('with every slot past its limit, one that serves again is enough to go on
   await usr2.ready()
   for (const slot of [0, 1]) {
     const { generations } = await usr2.status()
+    const from = usr2.process.lines.length
     await kill(usr2, generations[0]?.workers.find((worker) => worker.slot === slot)?.pid ?? 0)
-    await usr2.event('worker-ready', { from: usr2.process.lines.length })
+    await usr2.event('worker-ready', { from })
   }
   t.equal((await usr2.status()).ready, 2)
   await usr2.stop()

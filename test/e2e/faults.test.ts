@@ -4,7 +4,7 @@
  */
 import t from 'tap'
 import type { Test } from 'tap'
-import type { Ledger } from '../../src/master/ledger.ts'
+import type { Ledger } from '../../src/master/figures/ledger.ts'
 import { expectNoneFailed, loadUnder, untilServed } from '../helpers/load.ts'
 import { openRaw, request, type RawClient } from '../helpers/raw-client.ts'
 import { freePort } from '../helpers/tmp.ts'

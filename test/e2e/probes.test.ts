@@ -16,7 +16,7 @@ import {
   type ProbeTarget,
   type ToWorker,
 } from '../../src/protocol.ts'
-import { fromWorker } from '../../src/master/worker-word.ts'
+import { fromWorker } from '../../src/master/workers/worker-word.ts'
 import { start, type TestProcess } from '../helpers/spawn.ts'
 import { fixture } from '../helpers/usr2.ts'
 import { deadline } from '../helpers/wait.ts'

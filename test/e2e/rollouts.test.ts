@@ -18,9 +18,10 @@ t.test('a good version goes through a canary, and a newer reload ends a hold', a
   await usr2.event('holding')
   await clients.served('2.0.0')
   deploys.to('healthy', '3.0.0')
+  const from = usr2.process.lines.length
   const second = verdictOf(usr2, 'reload')
   t.match(await first, { outcome: 'overtaken', reasons: [/a newer reload/] })
-  await usr2.event('holding', { from: usr2.process.lines.length })
+  await usr2.event('holding', { from })
   const { rollout } = await usr2.status()
   t.match(rollout, { accepting: { current: 4, candidate: 1 }, waitsFor: /usr2 promote/ })
   t.equal((await usr2.cli('promote')).code, 0)
@@ -172,8 +173,9 @@ t.test('a worker that is not ready is out of rotation, and back when it is', asy
   const clients = await clientsOf(t, { port })
   const out = await usr2.event('unready')
   t.match(out, { slot: 1, why: /answered 503/ })
+  const from = usr2.process.lines.length
   await usr2.event('ready-again')
-  await usr2.event('unready', { from: usr2.process.lines.length })
+  await usr2.event('unready', { from })
   expectNoneLost(t, await clients.stop())
   await usr2.stop()
 })

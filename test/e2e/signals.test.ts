@@ -233,9 +233,10 @@ t.test('TERM to one worker: its successor comes first', async (t) => {
   const { usr2, port } = await serving(t, { ...fragile, flags: ['--workers', '2'] })
   const load = await loadUnder(t, { target: { port }, traffic: MIX })
   const old = workersOf(await usr2.status()).find(({ slot }) => slot === 0)?.pid ?? 0
+  const from = usr2.process.lines.length
   signalOne(old, 'SIGTERM')
   t.match(await usr2.event('worker-signalled'), { slot: 0, pid: old })
-  const successor = await usr2.event('worker-ready', { from: usr2.process.lines.length })
+  const successor = await usr2.event('worker-ready', { from })
   t.match(successor, { slot: 0, generation: 1 })
   t.ok(hasToken(old, usr2.process.token), 'the old one was there until then')
   await until(() => !hasToken(old, usr2.process.token), {

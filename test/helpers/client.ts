@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 
 import type t from 'tap'
 
-import { openControl } from '../../src/master/control.ts'
+import { openControl } from '../../src/master/control/control.ts'
 import type { Status } from '../../src/master/face.ts'
 import { FakeFace, STATUS } from './fake-face.ts'
 

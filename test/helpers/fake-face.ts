@@ -12,7 +12,7 @@ import type {
   Verdict,
 } from '../../src/master/face.ts'
 import type { Order } from '../../src/rollout/state.ts'
-import { ledgerOf, NO_COUNTS } from '../../src/master/ledger.ts'
+import { ledgerOf, NO_COUNTS } from '../../src/master/figures/ledger.ts'
 
 export const STATUS: Status = {
   name: 'shop',

@@ -3,7 +3,7 @@
  * of its own, side by side, since they mostly wait.
  *
  * A blocked worker is found after 0.6 s here, and its successor has 3 s to start; a worker that is silent for longer counts
- * as one that nobody can help (src/master/heartbeat.ts).
+ * as one that nobody can help (src/master/systemd/heartbeat.ts).
  */
 import assert from 'node:assert/strict'
 import * as fs from 'node:fs'

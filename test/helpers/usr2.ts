@@ -13,7 +13,7 @@ import {
 import { basename, dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { Status } from '../../src/master/face.ts'
-import type { Ledger } from '../../src/master/ledger.ts'
+import type { Ledger } from '../../src/master/figures/ledger.ts'
 import { hasToken } from './processes.ts'
 import {
   expectNothingLeft,

@@ -55,7 +55,7 @@ const pauseStep: fc.Arbitrary<Step> = fc.oneof(
   fc.record({ k: fc.constant('analyse' as const), analysis }),
 )
 
-/** A list as the configuration lets pass: it begins with a share, and shares rise (src/config-rollout.ts). */
+/** A list as the configuration lets pass: it begins with a share, and shares rise (src/config/rollout.ts). */
 const ownSteps: fc.Arbitrary<readonly Step[]> = fc
   .tuple(
     fc.uniqueArray(fc.constantFrom(0, 0, 10, 20, 25, 30, 50, 50, 60, 75, 99, 100), {
