@@ -1,12 +1,13 @@
 /** Whose a port or a unix path is, for the sentence about EADDRINUSE. Linux: read from /proc, see proc(5). */
-import { closeSync, openSync, readFileSync, readSync, readdirSync, readlinkSync } from 'node:fs'
+import { closeSync, openSync, readSync } from 'node:fs'
 import type { Address } from '../../address.ts'
+import { commandOf, entries, link, pids, read } from '../proc.ts'
 
 /** `pid 4711 (nginx: master process)`, or null when nobody can be seen (another user's process, no /proc). */
 export function ownerOf(address: Address): string | null {
   const inodes = inodesOf(address)
   if (inodes.size === 0) return null
-  for (const pid of entries('/proc').filter((name) => /^\d+$/.test(name))) {
+  for (const pid of pids()) {
     for (const fd of entries(`/proc/${pid}/fd`)) {
       const inode = /^socket:\[(\d+)\]$/.exec(link(`/proc/${pid}/fd/${fd}`))?.[1]
       if (inode !== undefined && inodes.has(inode)) return `pid ${pid} (${commandOf(pid)})`
@@ -81,31 +82,4 @@ function unixInodes(path: string, onlyListening = false): Set<string> {
   const columns = rows.map((row) => row.trim().split(/\s+/))
   const found = columns.filter((c) => c[7] === shown && (!onlyListening || c[3] === ACCEPTS))
   return new Set(found.flatMap((c) => (c[6] ? [c[6]] : [])))
-}
-
-function commandOf(pid: string): string {
-  const command = read(`/proc/${pid}/cmdline`).replace(/\0/g, ' ').trim()
-  return command.length > 80 ? `${command.slice(0, 79)}…` : command
-}
-
-function read(path: string): string {
-  try {
-    return readFileSync(path, 'utf8')
-  } catch {
-    return ''
-  }
-}
-function entries(path: string): string[] {
-  try {
-    return readdirSync(path)
-  } catch {
-    return []
-  }
-}
-function link(path: string): string {
-  try {
-    return readlinkSync(path)
-  } catch {
-    return ''
-  }
 }

@@ -24,9 +24,10 @@
  * {@link busyness} is all there is. It is also without effect when the app listens to SIGUSR1 itself.
  */
 import { spawn } from 'node:child_process'
-import { readFileSync } from 'node:fs'
 import { type AddressInfo, type Server, createServer } from 'node:net'
 import type { LookResult } from './blocked-main.ts'
+import { commandOf, read, statOf } from '../proc.ts'
+import type { ReadFile, Stat } from '../proc.ts'
 import type { Logger } from '../report.ts'
 
 const HOST = '127.0.0.1'
@@ -165,7 +166,7 @@ const letGo = (server: Server | null): Promise<void> =>
   new Promise((resolve) => (server === null ? resolve() : server.close(() => resolve())))
 
 function catchesUsr1(pid: number): boolean {
-  const mask = /^SigCgt:\s*([0-9a-f]+)/m.exec(readProc(`/proc/${pid}/status`))?.[1]
+  const mask = /^SigCgt:\s*([0-9a-f]+)/m.exec(read(`/proc/${pid}/status`))?.[1]
   return mask !== undefined && (BigInt(`0x${mask}`) & SIGUSR1_BIT) !== 0n
 }
 
@@ -178,24 +179,20 @@ const LOOK_MS = 500
  * runs`, `it sleeps in do_sys_poll`, `it waits for a disk`. Null when it is gone. Source: proc(5), /proc/PID/task/TID/stat, wchan
  * (a `0` where the kernel does not tell) and children.
  */
-export async function busyness(
-  pid: number,
-  overMs = LOOK_MS,
-  read: (path: string) => string = readProc,
-): Promise<string | null> {
-  const before = mainThread(pid, read)
+export async function busyness(pid: number, overMs = LOOK_MS, from: ReadFile = read): Promise<string | null> {
+  const before = mainThread(pid, from)
   const since = performance.now()
   await new Promise((resolve) => setTimeout(resolve, overMs))
   const tookMs = performance.now() - since
-  const after = mainThread(pid, read)
+  const after = mainThread(pid, from)
   if (!before || !after) return null
   const share = ((after.ticks - before.ticks) * MS_PER_TICK) / tookMs
   if (share >= 0.5)
     return `it used ${Math.min(100, Math.round(share * 100))} % of a processor: JavaScript or native code runs`
-  const wchan = read(`/proc/${pid}/task/${pid}/wchan`).trim()
+  const wchan = from(`/proc/${pid}/task/${pid}/wchan`).trim()
   const where = wchan === '' || wchan === '0' ? '' : ` in ${wchan}`
-  const children = read(`/proc/${pid}/task/${pid}/children`).trim().split(' ').filter(Boolean)
-  const named = children.slice(0, 3).map((child) => `${child} (${commandOf(child, read)})`)
+  const children = from(`/proc/${pid}/task/${pid}/children`).trim().split(' ').filter(Boolean)
+  const named = children.slice(0, 3).map((child) => `${child} (${commandOf(child, from)})`)
   const waits = named.length > 0 ? `, perhaps for its child ${named.join(', ')}` : ''
   switch (after.state) {
     case 'R':
@@ -210,23 +207,4 @@ export async function busyness(
   }
 }
 
-function mainThread(pid: number, read: (path: string) => string): { state: string; ticks: number } | null {
-  const stat = read(`/proc/${pid}/task/${pid}/stat`)
-  // The command is in parentheses and may hold some itself; state is the first field after it, utime the 12th.
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-  const [state] = fields
-  return stat === '' || state === undefined ? null : { state, ticks: Number(fields[11]) + Number(fields[12]) }
-}
-
-function commandOf(pid: string, read: (path: string) => string): string {
-  const command = read(`/proc/${pid}/cmdline`).replace(/\0/g, ' ').trim()
-  return command.length > 80 ? `${command.slice(0, 79)}…` : command
-}
-
-function readProc(path: string): string {
-  try {
-    return readFileSync(path, 'utf8')
-  } catch {
-    return ''
-  }
-}
+const mainThread = (pid: number, read: ReadFile): Stat | null => statOf(`/proc/${pid}/task/${pid}/stat`, read)

@@ -1,5 +1,5 @@
 /** What a worker leaves running in its process group when it ends. Linux: read from /proc. */
-import { readFileSync, readdirSync } from 'node:fs'
+import { commandOf, pids, statOf } from '../proc.ts'
 
 import type { Logger } from '../report.ts'
 import type { WorkerHandle } from './worker-handle.ts'
@@ -17,25 +17,10 @@ export function leftovers(leader: number): Leftover[] {
     return []
   }
   return pids().flatMap((pid) => {
-    try {
-      const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
-      // proc(5): the command is in parentheses and may hold some itself; state, ppid and pgrp follow it.
-      const [state, , pgrp] = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-      if (Number(pgrp) !== leader || state === 'Z') return []
-      const command = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replace(/\0/g, ' ').trim()
-      return [{ pid, command: command || stat.slice(stat.indexOf('(') + 1, stat.lastIndexOf(')')) }]
-    } catch {
-      return []
-    }
+    const stat = statOf(`/proc/${pid}/stat`)
+    if (stat === null || stat.group !== leader || stat.state === 'Z') return []
+    return [{ pid, command: commandOf(pid) || stat.name }]
   })
-}
-
-function pids(): number[] {
-  try {
-    return readdirSync('/proc').map(Number).filter(Number.isInteger)
-  } catch {
-    return []
-  }
 }
 
 /** Signals every process of the group; none left is no error. */
@@ -57,14 +42,7 @@ export function isAlive(pid: number): boolean {
   }
 }
 
-function isZombie(pid: number): boolean {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
-    return stat[stat.lastIndexOf(')') + 2] === 'Z'
-  } catch {
-    return false
-  }
-}
+const isZombie = (pid: number): boolean => statOf(`/proc/${pid}/stat`)?.state === 'Z'
 
 /** Ends what workers have left: SIGTERM, and SIGKILL in time. */
 export class LeftoverEnder {

@@ -12,8 +12,9 @@
  * CAP_SYS_NICE, or an RLIMIT_NICE that allows it (setpriority(2)). A session may be raised to 0 by its owner, but to do
  * so more often than ten times a second, all users together, takes CAP_SYS_ADMIN, and fails with EAGAIN without.
  */
-import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { getPriority, setPriority } from 'node:os'
+import { entries } from '../proc.ts'
 import { leftovers } from './leftovers.ts'
 
 export const BOOT_NICE = 10
@@ -114,10 +115,4 @@ function renice(processes: () => number[], from: number, to: number): void {
   }
 }
 
-function threads(pid: number): number[] {
-  try {
-    return readdirSync(`/proc/${pid}/task`).map(Number)
-  } catch {
-    return []
-  }
-}
+const threads = (pid: number): number[] => entries(`/proc/${pid}/task`).map(Number)

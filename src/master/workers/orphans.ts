@@ -4,7 +4,7 @@
  * orphan stays as a zombie until the container is gone, and they count as processes (pids.max). Nothing in
  * JavaScript can wait for them; an init can.
  */
-import { readFileSync, readdirSync } from 'node:fs'
+import { pids, statOf } from '../proc.ts'
 
 const LOOK_EVERY_MS = 5_000
 
@@ -42,28 +42,9 @@ export function watchOrphans({
 
 function zombiesOfPid1(): Map<number, string> {
   const found = new Map<number, string>()
-  for (const pid of entriesOf('/proc').map(Number).filter(Number.isInteger)) {
-    const stat = textOf(`/proc/${pid}/stat`)
-    // proc(5): the command is in parentheses and may hold some itself; state and ppid follow it.
-    const [state, ppid] = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-    if (state === 'Z' && ppid === '1')
-      found.set(pid, stat.slice(stat.indexOf('(') + 1, stat.lastIndexOf(')')))
+  for (const pid of pids()) {
+    const stat = statOf(`/proc/${pid}/stat`)
+    if (stat?.state === 'Z' && stat.parent === 1) found.set(pid, stat.name)
   }
   return found
-}
-
-function entriesOf(directory: string): string[] {
-  try {
-    return readdirSync(directory)
-  } catch {
-    return []
-  }
-}
-
-function textOf(path: string): string {
-  try {
-    return readFileSync(path, 'utf8')
-  } catch {
-    return ''
-  }
 }

@@ -10,11 +10,12 @@
  * change its command line (`process.title`), and a pid is soon another's. Linux: read from /proc, see proc(5). Where that
  * hides them (a `node` with file capabilities), they are not found, and all is as if there were none.
  */
-import { readFileSync, readdirSync } from 'node:fs'
 import type { Address } from '../../address.ts'
 import { GUEST_ENV } from '../../protocol.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
 import { holds } from '../listening/port-owner.ts'
+import { pids, read, statOf } from '../proc.ts'
+import type { Stat } from '../proc.ts'
 import type { Logger } from '../report.ts'
 import { masterOf } from '../control/runtime-directory.ts'
 import { seconds } from '../words.ts'
@@ -174,18 +175,18 @@ interface Found extends Survivor {
 }
 
 function workersBeside(control: string, name: string): Found[] {
-  const pids = entries('/proc').map(Number).filter(Number.isInteger)
-  return pids.flatMap((pid) => {
+  return pids().flatMap((pid) => {
     const guest = guestOf(pid)
     const master = guest === null ? null : masterOf(guest.runtime, control, name)
-    const stat = statOf(pid)
+    const stat = aliveStat(pid)
     if (guest === null || master === null || stat === null) return []
-    return [{ pid, generation: guest.generation, slot: guest.slot, master, ...stat }]
+    const { parent, since } = stat
+    return [{ pid, generation: guest.generation, slot: guest.slot, master, parent, since }]
   })
 }
 
 /** A zombie has let go of everything; one that is dying has not. */
-const isThere = ({ pid, since }: Survivor): boolean => statOf(pid)?.since === since
+const isThere = ({ pid, since }: Survivor): boolean => aliveStat(pid)?.since === since
 
 interface Guest {
   readonly runtime: string
@@ -210,28 +211,9 @@ function guestOf(pid: number): Guest | null {
 }
 
 /** null: there is no such process, or it is a zombie. */
-function statOf(pid: number): { readonly parent: number; readonly since: string } | null {
-  const stat = read(`/proc/${pid}/stat`)
-  // The command is in parentheses and may hold some itself. State is the 3rd field, the start the 22nd.
-  const [state, parent, ...more] = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-  const since = more[17]
-  return since === undefined || state === 'Z' || state === 'X' ? null : { parent: Number(parent), since }
-}
-
-function read(path: string): string {
-  try {
-    return readFileSync(path, 'utf8')
-  } catch {
-    return ''
-  }
-}
-
-function entries(path: string): string[] {
-  try {
-    return readdirSync(path)
-  } catch {
-    return []
-  }
+function aliveStat(pid: number): Stat | null {
+  const stat = statOf(`/proc/${pid}/stat`)
+  return stat === null || stat.state === 'Z' || stat.state === 'X' ? null : stat
 }
 
 const after = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
