@@ -288,11 +288,13 @@ function readFile(asked: string | undefined, cwd: string): ConfigFile {
 
 /**
  * A package.json that was only found, in a directory above, may be anybody's: /tmp/package.json for who works in /tmp/x.
- * (As git asks for a `safe.directory`.) Gives a complaint, or null.
+ * (As git asks for a `safe.directory`.) In the directory itself it is the app's, whoever has put it there, unless everybody
+ * can: `WORKDIR /app` makes a directory of root's, and `COPY --chown=node . .` files that are not. Gives a complaint, or null.
  */
 function strangerTo(path: string, cwd: string): string | null {
   const [file, here] = [statSync(path), statSync(cwd, { throwIfNoEntry: false })]
   if ([0, ourselves().uid, here?.uid].includes(file.uid)) return null
+  if (here !== undefined && dirname(path) === resolve(cwd) && (here.mode & 0o002) === 0) return null
   return (
     `The "usr2" of ${path} is not obeyed: that file was only found on the way up from ${cwd}, and belongs to uid ` +
     `${file.uid}. Say that it is meant: --config ${path}.`

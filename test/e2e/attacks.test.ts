@@ -531,6 +531,16 @@ t.test('a config or env file that others can write', { skip: onlyRoot }, async (
     found.said,
     /The "usr2" of \S+package\.json is not obeyed: that file was only found .* belongs to uid 65534/,
   )
+  const itself = await startIn(t, cwd, ['app.cjs'])
+  t.ok(itself.serves, itself.said)
+  t.match(
+    itself.said,
+    `${at('package.json')} belongs to uid ${NOBODY}: so`,
+    'in the directory itself: a warning',
+  )
+  chmodSync(cwd, 0o1777)
+  t.match((await startIn(t, cwd, ['app.cjs'])).said, 'is not obeyed: that file was only found', 'as /tmp')
+  chmodSync(cwd, 0o755)
 })
 
 t.test('what lies where a file should', async (t) => {

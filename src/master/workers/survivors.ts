@@ -7,14 +7,21 @@
  * - kills what is left of them after the time in which a stop would have ended it.
  *
  * A worker is known by its master's runtime directory, which is in the environment that it was started with: an app may
- * change its command line (`process.title`), and a pid is soon another's. Linux: read from /proc, see proc(5). Where that
- * hides them (a `node` with file capabilities), they are not found, and all is as if there were none.
+ * change its command line (`process.title`), and a pid is soon another's. What a worker starts may have inherited that
+ * (a `--require` in NODE_OPTIONS comes before our guest, a `node` may be a script), and so may have what runs in a container
+ * with file systems of its own, where the same path is another master's. So three things more:
+ * - it leads its process group, as every worker does: another one could not be ended, and would be waited for for ever;
+ * - it is in our PID namespace: the pid that it names is nobody's otherwise;
+ * - its master is no more: nobody has that pid, or who has it began after the worker.
+ *
+ * Linux: read from /proc, see proc(5). Where that hides them (a `node` with file capabilities), they are not found, and all
+ * is as if there were none.
  */
 import type { Address } from '../../address.ts'
 import { GUEST_ENV } from '../../protocol.ts'
 import { leftovers, signalGroup } from './leftovers.ts'
 import { holds } from '../listening/port-owner.ts'
-import { pids, read, statOf } from '../proc.ts'
+import { link, pids, read, statOf } from '../proc.ts'
 import type { Stat } from '../proc.ts'
 import type { Logger } from '../report.ts'
 import { masterOf } from '../control/runtime-directory.ts'
@@ -58,13 +65,13 @@ export class Survivors {
   /**
    * Looks for them: once when a master starts, and when one that it was to replace has gone.
    *
-   * @param dead a master that is known to be gone: the kernel may not have given its workers to their new parent yet
+   * @param dead a master that is known to be gone: the kernel may still be about to end it
    */
   look(dead: number | null = null): void {
     const { log, control, name, stopBudgetMs } = this.parts
     const known = new Set(this.found.map(({ pid }) => pid))
     const found = workersBeside(control, name).filter(
-      ({ pid, master, parent }) => !known.has(pid) && (parent !== master || master === dead),
+      ({ pid, since, master }) => !known.has(pid) && (master === dead || !isMasterOf(master, since)),
     )
     if (found.length === 0) return
     this.found.push(...found)
@@ -169,21 +176,26 @@ export class Survivors {
   }
 }
 
-interface Found extends Survivor {
-  /** The process that is its parent now. */
-  readonly parent: number
-}
-
-function workersBeside(control: string, name: string): Found[] {
+function workersBeside(control: string, name: string): Survivor[] {
+  const ours = namespaceOf('self')
   return pids().flatMap((pid) => {
     const guest = guestOf(pid)
     const master = guest === null ? null : masterOf(guest.runtime, control, name)
     const stat = aliveStat(pid)
     if (guest === null || master === null || stat === null) return []
-    const { parent, since } = stat
-    return [{ pid, generation: guest.generation, slot: guest.slot, master, parent, since }]
+    if (stat.group !== pid || namespaceOf(pid) !== ours) return []
+    return [{ pid, since: stat.since, generation: guest.generation, slot: guest.slot, master }]
   })
 }
+
+/** Whether who has the pid `master` may have started a process that began at `since`. */
+function isMasterOf(master: number, since: string): boolean {
+  const stat = aliveStat(master)
+  return stat !== null && BigInt(stat.since) <= BigInt(since)
+}
+
+/** pid_namespaces(7); empty where /proc does not say. */
+const namespaceOf = (pid: number | 'self'): string => link(`/proc/${pid}/ns/pid`)
 
 /** A zombie has let go of everything; one that is dying has not. */
 const isThere = ({ pid, since }: Survivor): boolean => aliveStat(pid)?.since === since
