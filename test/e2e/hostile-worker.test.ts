@@ -2,7 +2,7 @@
  * An app with a compromised dependency, or a bad bug: a worker that puts anything into its channel. The master lives, its
  * memory and its descriptors stay bounded, the other worker serves with 0 failed, and a reload to a good version works.
  */
-import { readFileSync, readdirSync } from 'node:fs'
+import { readFileSync, readdirSync, readlinkSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
@@ -16,6 +16,14 @@ import { until } from '../helpers/wait.ts'
 const SLACK = 5
 const MIB = 1024 * 1024
 const descriptors = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length
+const targets = (pid: number): string[] =>
+  readdirSync(`/proc/${pid}/fd`).map((fd) => {
+    try {
+      return `${fd} ${readlinkSync(`/proc/${pid}/fd/${fd}`)}`
+    } catch {
+      return `${fd} (closed meanwhile)`
+    }
+  })
 function rssBytes(pid: number): number {
   const [, kib] = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? []
   return Number(kib) * 1024
@@ -140,6 +148,8 @@ for (const [attack, row] of Object.entries(rows)) {
     await until(() => descriptors(usr2.pid) <= fds + SLACK, {
       timeoutMs: 40_000,
       what: `descriptors to be ${fds} again`,
+    }).catch((error: unknown) => {
+      throw new Error(`they are ${targets(usr2.pid).join(', ')}\n${usr2.logs()}`, { cause: error })
     })
     const grown = (rssBytes(usr2.pid) - rss) / MIB
     t.ok(grown < 100, `the master has grown by ${Math.round(grown)} MiB`)

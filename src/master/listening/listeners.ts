@@ -228,7 +228,8 @@ export class Listeners {
       await removeStale(address)
       // The claimant may have died, or another one been faster, while we looked.
       if (this.held.has(key) || this.proofs.has(key)) return this.claim(worker, id, address)
-      if (!worker.alive) return
+      // One that was cut off lives for a while: each of its claims, a thousand in a flood, would be bound and closed again.
+      if (!worker.alive || !worker.child.connected) return
       const held = this.hold(bindAs(address), address, key)
       if (address.kind === 'udp') {
         this.keep(asker, held)

@@ -1,10 +1,14 @@
 /** Sockets of the service manager's, as they are held and handed on. */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { setImmediate } from 'node:timers/promises'
 import { bind } from 'native-free-fd-passing'
 import t from 'tap'
 import type { Test } from 'tap'
 import { listenerKey } from '../../../src/address.ts'
 import { Listeners } from '../../../src/master/listening/listeners.ts'
 import type { WorkerHandle } from '../../../src/master/workers/worker-handle.ts'
+import { withoutTap } from '../../helpers/spawn.ts'
 import { freePort } from '../../helpers/tmp.ts'
 
 async function holding(t: Test) {
@@ -45,6 +49,32 @@ t.test('who has handed over says no more that nobody listens', async (t) => {
   }
   t.same(await reported(() => {}), ['unclaimed'])
   t.same(await reported((listeners) => listeners.handOver()), [])
+})
+
+t.test('what a worker that was cut off has asked for is not bound any more', async (t) => {
+  // It never says that it takes sockets: the first claim is being proved, and the others of that address wait.
+  const child = withoutTap(() => spawn('sleep', ['60'], { stdio: ['ignore', 'ignore', 'ignore', 'ipc'] }))
+  const ended = once(child, 'exit')
+  t.teardown(async () => {
+    child.kill('SIGKILL')
+    await ended
+  })
+  const log = { info: () => {}, warn: () => {} }
+  const listeners = new Listeners({ activated: [], log, onHeld: () => {} })
+  t.teardown(() => listeners.closeAll())
+  const failed: string[] = []
+  const worker = {
+    ...{ facts: {}, mayBeQuoted: () => true, permission: { listen: null, identity: null } },
+    ...{ alive: true, child, send: () => {}, explain: (text: string) => failed.push(text) },
+  } as unknown as WorkerHandle
+  const address = { kind: 'tcp', host: '127.0.0.1', port: await freePort(t) } as const
+  for (let id = 1; id <= 5; id++) listeners.claim(worker, id, address)
+  await setImmediate()
+  child.disconnect()
+  await once(child, 'disconnect')
+  // The outcome of one bind leads to the next in promises alone.
+  await setImmediate()
+  t.equal(failed.length, 1, failed.join(', '))
 })
 
 /** Timers fire when they are told to. */

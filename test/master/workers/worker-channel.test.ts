@@ -1,5 +1,7 @@
 /** The guard at the master's end of a worker's channel, with children that are no guests. */
 import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { createServer } from 'node:net'
 import t from 'tap'
 import type { Test } from 'tap'
 import { Allowance } from '../../../src/master/workers/allowance.ts'
@@ -65,6 +67,34 @@ t.test('a message that is too long, and bytes that are none', async (t) => {
   const half = guarded(t, process.execPath, program(`raw('{"a":'); setTimeout(() => process.exit(), 200)`))
   const exit = await deadline(new Promise((resolve) => half.child.once('exit', resolve)), 10_000, 'its exit')
   t.equal(exit, 0, 'half a message is no offence')
+})
+
+t.test('one that takes a handle and does not acknowledge it is cut off all the same', async (t) => {
+  const server = createServer().listen(0, '127.0.0.1')
+  t.teardown(() => server.close())
+  await once(server, 'listening')
+  const sendHandle = async ({ child }: { readonly child: ChildProcess }): Promise<void> => {
+    await new Promise<void>((resolve) => child.send({ handle: 1 }, server, () => resolve()))
+    // Waits behind the handle, in Node.
+    child.send({ behind: 1 }, () => {})
+  }
+  const disconnected = (child: ChildProcess): Promise<unknown> =>
+    deadline(once(child, 'disconnect'), 10_000, 'the end of the channel')
+
+  const silent = guarded(t, 'sleep', ['60'])
+  await sendHandle(silent)
+  const cut = disconnected(silent.child)
+  for (let i = 0; i <= MAX_UNREAD; i++) silent.channel.send({ i })
+  t.match(await silent.broken(), /has not read/)
+  await cut
+  t.notOk(silent.child.channel, 'its descriptor is closed')
+
+  const gone = guarded(t, 'sleep', ['60'])
+  await sendHandle(gone)
+  const ended = disconnected(gone.child)
+  gone.child.kill('SIGKILL')
+  await ended
+  t.notOk(gone.child.channel)
 })
 
 t.test('what others say passes', async (t) => {
