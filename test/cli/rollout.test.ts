@@ -454,10 +454,13 @@ t.test('orders', async (t) => {
     [['scale', '-2'], { k: 'scale-by', by: -2 }, /^scaling by -2\n$/],
     [['scale', '-2', '--json'], { k: 'scale-by', by: -2 }, /^\{"done":true\}\n$/],
   ] as const
-  for (const [argv, order, stdout] of orders) {
-    t.match(await usr2(t, [...argv, '--control', path]).ended, { code: 0, stdout, stderr: '' })
-    t.strictSame(face.orders.at(-1), order)
-  }
+  await Promise.all(
+    orders.map(async ([argv, , stdout]) =>
+      t.match(await usr2(t, [...argv, '--control', path]).ended, { code: 0, stdout, stderr: '' }),
+    ),
+  )
+  const sorted = (all: readonly object[]) => all.map((order) => JSON.stringify(order)).toSorted()
+  t.strictSame(sorted(face.orders), sorted(orders.map(([, order]) => order)))
   face.onOrder = (_, done) => done('No rollout runs.')
   const refused = await usr2(t, ['promote', '--control', path]).ended
   t.match(refused, { code: 1, stdout: '', stderr: 'usr2: No rollout runs.\n' })

@@ -341,8 +341,35 @@ t.test('a server that is no master, or a hostile one', async (t) => {
     return { code, text: stdout + stderr }
   }
   const lines = (count: number): string => `${'x'.repeat(1000)}\n`.repeat(count)
+  const greets = async (what: string, greeting: string | null, right: RegExp) => {
+    const { code, text } = await said(['status'], await pretend(t, greeting, null))
+    t.equal(code, 3, what)
+    t.match(text, right, what)
+  }
+  const answers = async (
+    command: readonly string[],
+    answer: string | null,
+    status: number,
+    right: RegExp,
+  ) => {
+    const { code, text } = await said(command, await pretend(t, hello(`shop${EVIL}`), answer))
+    t.equal(code, status, `${command.join(' ')}: ${text}`)
+    t.match(text, right, command.join(' '))
+  }
+  // These wait for an answer as long as they do: all at once.
+  await Promise.all([
+    greets('nothing', null, /no answer within 5 s/),
+    answers(['status'], null, 3, /no answer within 5 s/),
+    answers(['stop'], null, 4, /was lost before it said that it had stopped: no answer within 5 s/),
+    answers(['pause'], null, 4, /no answer within 5 s/),
+    answers(
+      ['reload', '--timeout', '1s'],
+      `${JSON.stringify({ progress: { reload: 'r', generation: 1, text: EVIL } })}\n`,
+      1,
+      /to be aborted, but the master gave no verdict/,
+    ),
+  ])
   for (const [what, greeting, right] of [
-    ['nothing', null, /no answer within 5 s/],
     ['garbage', lines(100), /a reply cannot be read: it is not a line of JSON/],
     ['an endless line', 'x'.repeat(5 * 1024 ** 2), /a reply is longer than 4194304 bytes/],
     [
@@ -351,31 +378,16 @@ t.test('a server that is no master, or a hostile one', async (t) => {
       /control protocol 9/,
     ],
     ['an error', `${JSON.stringify({ error: EVIL })}\n`, /No usr2 master answers/],
-  ] as const) {
-    const { code, text } = await said(['status'], await pretend(t, greeting, null))
-    t.equal(code, 3, what)
-    t.match(text, right, what)
-  }
+  ] as const)
+    await greets(what, greeting, right)
   for (const [command, answer, status, right] of [
-    [['status'], null, 3, /no answer within 5 s/],
-    [['stop'], null, 4, /was lost before it said that it had stopped: no answer within 5 s/],
-    [['pause'], null, 4, /no answer within 5 s/],
-    [
-      ['reload', '--timeout', '1s'],
-      `${JSON.stringify({ progress: { reload: 'r', generation: 1, text: EVIL } })}\n`,
-      1,
-      /to be aborted, but the master gave no verdict/,
-    ],
     [['pause'], `${JSON.stringify({ refused: EVIL })}\n`, 1, /usr2: /],
     [['stop', '--json'], `${JSON.stringify({ error: EVIL })}\n`, 1, /refused the request/],
     [['status'], `${JSON.stringify({ status: evilStatus() })}\n`, 0, /2 of 2 slots ready/],
     [['status', '--drain'], `${JSON.stringify({ status: evilStatus() })}\n`, 0, /no worker is leaving/],
     [['status', '--json'], `${JSON.stringify({ status: evilStatus() })}\n`, 0, /"slots":2/],
-  ] as const) {
-    const { code, text } = await said(command, await pretend(t, hello(`shop${EVIL}`), answer))
-    t.equal(code, status, `${command.join(' ')}: ${text}`)
-    t.match(text, right, command.join(' '))
-  }
+  ] as const)
+    await answers(command, answer, status, right)
 })
 
 t.test("a worker's last words do not reach the terminal as they are", async (t) => {

@@ -10,9 +10,9 @@ import type t from 'tap'
 import { openControl } from '../../src/master/control/control.ts'
 import type { Status } from '../../src/master/face.ts'
 import { FakeFace, STATUS } from './fake-face.ts'
+import { CLI } from './usr2.ts'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
-const TSX = import.meta.resolve('tsx')
 
 type Tap = Pick<typeof t, 'teardown'>
 
@@ -43,7 +43,7 @@ export function usr2(
   argv: readonly string[],
   options: { cwd?: string; env?: Record<string, string> } = {},
 ) {
-  const child: ChildProcess = spawn(process.execPath, ['--import', TSX, join(root, 'src/cli.ts'), ...argv], {
+  const child: ChildProcess = spawn(process.execPath, [CLI, ...argv], {
     cwd: options.cwd ?? root,
     env: { PATH: process.env['PATH'], HOME: tmpdir(), TMPDIR: tmpdir(), ...options.env },
     stdio: ['ignore', 'pipe', 'pipe'],

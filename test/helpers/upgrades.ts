@@ -87,7 +87,8 @@ export function copyOfUsr2(t: Test): {
 
 /** What a new master does in place of going on. DEAF: it is well, and does not say what it should. */
 export const KILL = 'process.kill(process.pid, "SIGKILL")'
-export const HANG = 'for (;;);'
+/** Without a core of its own: two of these and a busy test would have none. */
+export const HANG = 'Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)'
 export const DEAF = ''
 /** It says on stderr that it is there, since a process that hangs cannot be asked. */
 export const REACHED = 'the step is reached'

@@ -1,10 +1,12 @@
 /**
  * What a worker says, as far as it is one of the messages of src/protocol.ts. A worker's word is never trusted.
  *
- * A reader gives its value made anew, with the fields that are known and no others, or throws WRONG. What else a message
- * brings would go on into ledgers, log lines and status: `endings: { accepted: "x" }` took the place of a sum, and a
- * megabyte beside a path was logged.
+ * What is taken is made anew, with the fields that are known and no others. What else a message brings would go on into
+ * ledgers, log lines and status: `endings: { accepted: "x" }` took the place of a sum, and a megabyte beside a path was
+ * logged.
  */
+import * as v from 'valibot'
+
 import {
   CMD,
   ENDINGS,
@@ -14,202 +16,117 @@ import {
   MAX_HOLDING,
   OUTCOMES,
 } from '../../protocol.ts'
-import type {
-  Counts,
-  Failure,
-  FromWorker,
-  Held,
-  Holding,
-  Slowest,
-  Statistics,
-  WireAddress,
-  WireError,
-} from '../../protocol.ts'
+import type { Counts, FromWorker, Held, WireAddress, WireError } from '../../protocol.ts'
 
-type Read<T> = (x: unknown) => T
-type Readers<T> = { readonly [K in keyof T]-?: Read<T[K]> }
+type Read<T> = v.GenericSchema<unknown, T>
 
-const WRONG = Symbol('wrong')
-function must(holds: boolean): asserts holds {
-  // No Error: a flood of wrong messages is to cost no stacks.
-  if (!holds) throw WRONG
-}
-
-const object =
-  <T extends object>(readers: Readers<T>): Read<T> =>
-  (x) => {
-    must(typeof x === 'object' && x !== null)
-    const given = x as Readonly<Record<string, unknown>>
-    const entries = Object.entries<Read<unknown>>(readers).map(([name, read]) => {
-      return [name, read(Object.hasOwn(given, name) ? given[name] : undefined)] as const
-    })
-    return Object.fromEntries(entries.filter(([, value]) => value !== undefined)) as T
-  }
-const list =
-  <T>(max: number, read: Read<T>): Read<T[]> =>
-  (x) => {
-    must(Array.isArray(x) && x.length <= max)
-    // Also of a hole, which `map` leaves out.
-    return Array.from(x as unknown[], (each) => read(each))
-  }
-const maybe =
-  <T>(read: Read<T>): Read<T | undefined> =>
-  (x) =>
-    x === undefined ? undefined : read(x)
-const orNull =
-  <T>(read: Read<T>): Read<T | null> =>
-  (x) =>
-    x === null ? null : read(x)
-const oneOf =
-  <T extends string>(values: readonly T[]): Read<T> =>
-  (x) => {
-    must((values as readonly unknown[]).includes(x))
-    return x as T
-  }
-const text =
-  (max: number, shape = /^/): Read<string> =>
-  (x) => {
-    must(typeof x === 'string' && x.length <= max && shape.test(x))
-    return x as string
-  }
-const number =
-  (min: number, max: number): Read<number> =>
-  (x) => {
-    must(typeof x === 'number' && x >= min && x <= max)
-    return x as number
-  }
-const whole =
-  (min: number, max: number): Read<number> =>
-  (x) => {
-    must(Number.isInteger(x))
-    return number(min, max)(x)
-  }
-const boolean: Read<boolean> = (x) => {
-  must(typeof x === 'boolean')
-  return x as boolean
-}
+const text = (max: number) => v.pipe(v.string(), v.maxLength(max))
+const name = v.pipe(text(64), v.regex(/^\w*$/))
+const number = (min: number, max: number) => v.pipe(v.number(), v.minValue(min), v.maxValue(max))
+const whole = (min: number, max: number) => v.pipe(number(min, max), v.integer())
 /** Sums of thousands of them stay finite. */
 const count = number(0, Number.MAX_SAFE_INTEGER)
+const flag = v.exactOptional(v.boolean())
 const key = text(256)
-const counted = <Name extends string>(names: readonly Name[]): Read<Record<Name, number>> =>
-  object(Object.fromEntries(names.map((name) => [name, count])) as Readers<Record<Name, number>>)
+const counted = <Name extends string>(names: readonly Name[]) =>
+  v.object(Object.fromEntries(names.map((each) => [each, count])) as Record<Name, typeof count>)
 
-/** A few names with a count each: what a worker lists of itself must not fill the master. */
-const tally: Read<Readonly<Record<string, number>>> = (x) => {
-  must(typeof x === 'object' && x !== null)
-  const entries = Object.entries(x as object)
-  must(entries.length <= 64)
-  return Object.fromEntries(entries.map(([name, n]) => [text(64)(name), count(n)]))
-}
+/** Its length is looked at before what is in it: 8 MB hold millions. */
+const list = <T>(max: number, item: Read<T>) =>
+  v.pipe(
+    v.custom<unknown[]>((x) => Array.isArray(x) && x.length <= max),
+    v.array(item),
+  )
 
-const wireError = object<WireError>({
-  code: text(64, /^\w*$/),
-  errno: number(-4096, 4096),
-  syscall: text(64, /^\w*$/),
-})
-const unix = object<WireAddress & { readonly kind: 'unix' }>({
-  kind: oneOf(['unix']),
-  // Absolute, or abstract; a line end in it would be one in the service manager's status line.
-  path: text(512, /^[/\0][^\u0000-\u001f\u007f]*$/),
-  readableAll: maybe(boolean),
-  writableAll: maybe(boolean),
-  umask: maybe(whole(0, 0o777)),
-} as Readers<WireAddress & { readonly kind: 'unix' }>)
-const internet = object<WireAddress>({
-  kind: oneOf(['tcp', 'udp']),
+/** A few names with a count each: what a worker lists of itself must not fill the master. `v.record` drops some names. */
+const tally = v.pipe(
+  v.custom<object>((x) => typeof x === 'object' && x !== null),
+  v.transform((x): unknown[] => Object.entries(x)),
+  list<[string, number]>(64, v.tuple([text(64), count])),
+  v.transform((entries) => Object.fromEntries(entries)),
+)
+
+const wireError: Read<WireError> = v.object({ code: name, errno: number(-4096, 4096), syscall: name })
+const internet = {
   // Whether it is an IP address, and one of this machine, the bind tells.
-  host: text(64, /^[\w.:%-]+$/),
+  host: v.pipe(text(64), v.regex(/^[\w.:%-]+$/)),
   port: whole(1, 65_535),
-  ipv6Only: maybe(boolean),
-  anyFamily: maybe(boolean),
-  reuseAddr: maybe(boolean),
-  reusePort: maybe(boolean),
-} as Readers<WireAddress>)
-const wireAddress: Read<WireAddress> = (x) =>
-  (x as Partial<WireAddress> | null)?.kind === 'unix' ? unix(x) : internet(x)
-
-const counts = object<Counts>({
-  accepted: count,
-  earlier: count,
-  endings: counted(ENDINGS),
-  open: count,
-  requests: count,
-  outcomes: counted(OUTCOMES),
-  active: count,
-})
-const held = object<Held>({
-  what: oneOf(HELD_KINDS),
-  method: maybe(text(64)),
-  path: maybe(text(4096)),
-  ageMs: count,
-  bytesRead: count,
-  bytesWritten: count,
-  peer: text(256),
-} as Readers<Held>)
-const heldList = list(1000, held)
-const latency: Read<readonly [bucket: number, count: number]> = (x) => {
-  must(Array.isArray(x))
-  const [bucket, n] = x as unknown[]
-  return [whole(0, LATENCY_BUCKETS - 1)(bucket), count(n)]
+  ...{ ipv6Only: flag, anyFamily: flag, reuseAddr: flag, reusePort: flag },
 }
+const wireAddress: Read<WireAddress> = v.variant('kind', [
+  v.object({ kind: v.picklist(['tcp', 'udp']), ...internet }),
+  v.object({
+    kind: v.literal('unix'),
+    // Absolute, or abstract; a line end in it would be one in the service manager's status line.
+    path: v.pipe(text(512), v.regex(/^[/\0][^\u0000-\u001f\u007f]*$/)),
+    ...{ readableAll: flag, writableAll: flag, umask: v.exactOptional(whole(0, 0o777)) },
+  }),
+])
 
-const readers: { readonly [T in FromWorker['t']]: Read<Omit<Extract<FromWorker, { t: T }>, 't'>> } = {
-  hello: object({ version: count, node: text(64) }),
-  claim: object({ id: count, address: wireAddress, backlog: count }),
-  verified: object({ key, error: orNull(wireError) }),
-  claimed: object({ key, error: orNull<never>(() => must(false) as never) }),
-  unclaimed: object({ key }),
-  private: object({ address: text(256) }),
-  opened: object({ key, error: orNull(wireError) }),
-  withdrawn: object({ key }),
-  ready: object({}),
-  draining: object({ timeoutMs: count }),
-  counts: object({ counts }),
-  statistics: object({
-    statistics: object<Statistics>({
+const counts: Read<Counts> = v.object({
+  ...{ accepted: count, earlier: count, endings: counted(ENDINGS), open: count },
+  ...{ requests: count, outcomes: counted(OUTCOMES), active: count },
+})
+const held: Read<Held> = v.object({
+  what: v.picklist(HELD_KINDS),
+  method: v.exactOptional(text(64)),
+  path: v.exactOptional(text(4096)),
+  ...{ ageMs: count, bytesRead: count, bytesWritten: count, peer: text(256) },
+})
+const heldList = list(1000, held)
+const latency = list(LATENCY_BUCKETS, v.tuple([whole(0, LATENCY_BUCKETS - 1), count]))
+const slowest = v.object({ method: text(64), path: text(4096), tookMs: count })
+
+const messages: { readonly [T in FromWorker['t']]: Read<Omit<Extract<FromWorker, { t: T }>, 't'>> } = {
+  hello: v.object({ version: count, node: text(64) }),
+  claim: v.object({ id: count, address: wireAddress, backlog: count }),
+  verified: v.object({ key, error: v.nullable(wireError) }),
+  claimed: v.object({ key, error: v.null() }),
+  unclaimed: v.object({ key }),
+  private: v.object({ address: text(256) }),
+  opened: v.object({ key, error: v.nullable(wireError) }),
+  withdrawn: v.object({ key }),
+  ready: v.object({}),
+  draining: v.object({ timeoutMs: count }),
+  counts: v.object({ counts }),
+  statistics: v.object({
+    statistics: v.object({
       requests: count,
       errors: count,
       totalMs: count,
-      latency: list(LATENCY_BUCKETS, latency),
+      latency,
       loopDelayMs: count,
     }),
   }),
-  probed: object({ id: count, failure: orNull(text(1024)) }),
-  warmed: object({ sent: count, failure: orNull(text(1024)) }),
-  drained: object({
-    counts,
-    cut: heldList,
-    slowest: orNull(object<Slowest>({ method: text(64), path: text(4096), tookMs: count })),
+  probed: v.object({ id: count, failure: v.nullable(text(1024)) }),
+  warmed: v.object({ sent: count, failure: v.nullable(text(1024)) }),
+  drained: v.object({ counts, cut: heldList, slowest: v.nullable(slowest) }),
+  holding: v.object({
+    holding: v.object({ oldest: list(MAX_HOLDING, held), kinds: tally, resources: tally }),
   }),
-  holding: object({
-    holding: object<Holding>({ oldest: list(MAX_HOLDING, held), kinds: tally, resources: tally }),
-  }),
-  died: object({ counts, lost: heldList }),
-  failed: object({
-    failure: object<Failure>({
+  died: v.object({ counts, lost: heldList }),
+  failed: v.object({
+    failure: v.object({
       name: text(256),
       message: text(MAX_FAILURE_BYTES),
       stack: text(MAX_FAILURE_BYTES),
     }),
   }),
-  stderr: object({ text: text(MAX_FAILURE_BYTES) }),
-  signalled: object({ signal: text(16, /^\w*$/) }),
-  'leadership-asked': object({}),
-  'leadership-ended': object({}),
-  warning: object({ text: text(2048) }),
-  'ticket-keys-asked': object({ key, fingerprint: text(64, /^[0-9a-f]{64}$/) }),
+  stderr: v.object({ text: text(MAX_FAILURE_BYTES) }),
+  signalled: v.object({ signal: v.pipe(text(16), v.regex(/^\w*$/)) }),
+  'leadership-asked': v.object({}),
+  'leadership-ended': v.object({}),
+  warning: v.object({ text: text(2048) }),
+  'ticket-keys-asked': v.object({ key, fingerprint: v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/)) }),
 }
 
 /** The message that `x` is, made anew, or undefined when it is not one of ours or not well formed. */
 export function fromWorker(x: unknown): FromWorker | undefined {
   if (typeof x !== 'object' || x === null) return undefined
   const { cmd, t } = x as { readonly cmd?: unknown; readonly t?: unknown }
-  if (cmd !== CMD || typeof t !== 'string' || !Object.hasOwn(readers, t)) return undefined
-  try {
-    const read: Read<object> = readers[t as FromWorker['t']]
-    return { t, ...read(x) } as FromWorker
-  } catch (error) {
-    if (error === WRONG) return undefined
-    throw error
-  }
+  // By a table: `v.variant` would try all 24, one after the other.
+  if (cmd !== CMD || typeof t !== 'string' || !Object.hasOwn(messages, t)) return undefined
+  const message: Read<object> = messages[t as FromWorker['t']]
+  const result = v.safeParse(message, x, { abortEarly: true })
+  return result.success ? ({ t, ...result.output } as FromWorker) : undefined
 }
