@@ -2,7 +2,7 @@
  * An app with a compromised dependency, or a bad bug: a worker that puts anything into its channel. The master lives, its
  * memory and its descriptors stay bounded, the other worker serves with 0 failed, and a reload to a good version works.
  */
-import { readFileSync, readdirSync, readlinkSync } from 'node:fs'
+import { readFileSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
@@ -37,7 +37,12 @@ interface Row {
   readonly flags?: readonly string[]
   readonly env?: Readonly<Record<string, string>>
   also?(usr2: Usr2, t: Test): Promise<void>
+  /** Once the reload has gone well. */
+  after?(usr2: Usr2, t: Test): void
 }
+
+const named = (usr2: Usr2, name: RegExp): readonly string[] =>
+  usr2.events().flatMap(({ event, msg }) => (name.test(event) ? [msg] : []))
 
 const rows: Readonly<Record<string, Row>> = {
   'not-json': { ended: /sent what is no message/ },
@@ -87,6 +92,25 @@ const rows: Readonly<Record<string, Row>> = {
   'claims-flood': { ended: /floods the master/ },
   flood: { ended: /floods the master/ },
   'own-flood': { ended: /floods the master/ },
+  'toggles-ref': {},
+  // What it says goes on until it drains, in the midst of the reload.
+  'own-words': {
+    after(usr2, t) {
+      t.same(named(usr2, /^worker-(died|broke|signalled)$/), [], 'none is taken for a word of ours')
+      t.notOk(named(usr2, /^worker-warning$/).includes('own'))
+      t.same(
+        usr2.process.stdout.filter((line) => line.startsWith('saw')),
+        [],
+        'and it hears none of ours',
+      )
+    },
+  },
+  chatty: {
+    async also(usr2, t) {
+      await usr2.process.line('has said 300', { timeoutMs: 30_000 })
+      t.same(named(usr2, /^worker-(died|broke)$/), [], 'it is within its allowance')
+    },
+  },
   'closes-channel': { ended: /has closed its channel|exited|was killed/ },
 }
 
@@ -144,6 +168,7 @@ for (const [attack, row] of Object.entries(rows)) {
     deploy(root, '2', { fixture: 'hostile.cjs' })
     const { code, stderr } = await usr2.reload({ flags: ['--wait', 'drained'] })
     t.equal(code, 0, `the reload went well ${stderr}`)
+    row.after?.(usr2, t)
     if (load) expectNoneFailed(t, await load.stop())
     await until(() => descriptors(usr2.pid) <= fds + SLACK, {
       timeoutMs: 40_000,
@@ -164,3 +189,46 @@ for (const [attack, row] of Object.entries(rows)) {
     }
   })
 }
+
+t.test('a flood while a reload is under way', async (t) => {
+  const [port, root, flags] = [await freePort(t), shortTmp(t), shortTmp(t)]
+  const current = deploy(root, '1', { fixture: 'hostile.cjs' })
+  const usr2 = startUsr2(t, {
+    entry: join(current, 'hostile.cjs'),
+    flags: ['--workers', '2', '--drain-timeout', '3s', '--kill-timeout', '1s'],
+    env: { PORT: String(port), ATTACK: 'flood-in-reload', AT: 'signal', FLAGS: flags },
+  })
+  await usr2.ready()
+  const workers = async () => (await usr2.status()).generations.flatMap((generation) => generation.workers)
+  const [hostile, good] = (await workers()).toSorted((a, b) => a.slot - b.slot)
+  const load = await loadUnder(t, {
+    target: { port },
+    traffic: [{ mode: 'new', connections: 2, thinkMs: [2, 6] }],
+  })
+  process.kill(hostile?.pid ?? 0, 'SIGWINCH')
+  await usr2.process.line('attacks', { what: 'the attack' })
+
+  deploy(root, '2', { fixture: 'hostile.cjs' })
+  const verdict = usr2.reload({ flags: ['--wait', 'drained'] })
+  await until(async () => (await usr2.status()).state === 'rolling-out', {
+    timeoutMs: 20_000,
+    what: 'the reload',
+  })
+  writeFileSync(join(flags, 'flood'), '')
+  const broke = await usr2.event('worker-broke', { timeoutMs: 20_000 })
+  t.match(broke.msg, /floods the master/)
+  t.equal((await usr2.status()).state, 'rolling-out', 'the reload goes on')
+  t.ok(
+    (await workers()).some(({ pid }) => pid === good?.pid),
+    'the other one serves on',
+  )
+  writeFileSync(join(flags, 'go'), '')
+  const { code, stdout, stderr } = await verdict
+  t.equal(code, 0, `${stdout}${stderr}`)
+  t.same(
+    (await usr2.status()).generations.map(({ id, role }) => ({ id, role })),
+    [{ id: 2, role: 'current' }],
+  )
+  expectNoneFailed(t, await load.stop())
+  await usr2.stop()
+})
