@@ -426,3 +426,16 @@ t.test('bindSync is warned of', { skip: !hasBindSync && 'this Node has no bindSy
   t.match(stderr, 'EADDRINUSE')
   await usr2.stop()
 })
+
+t.test('an app that blocks for long right after its listen and its bind', async (t) => {
+  const [port, udpPort] = [await freePort(t), await freePort(t)]
+  // More than the 10 s in which a worker that serves has to take a handle.
+  const app = `
+    require('node:http').createServer((req, res) => res.end()).listen(${port}, '127.0.0.1', () => console.log('listens'))
+    require('node:dgram').createSocket('udp4').bind(${udpPort}, '127.0.0.1', () => console.log('bound'))
+    setImmediate(() => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 11_000))`
+  const usr2 = startUsr2(t, { entry: 'app.cjs', files: { 'app.cjs': app } })
+  await usr2.ready({ timeoutMs: 40_000 })
+  t.same(usr2.process.stdout.toSorted(), ['bound', 'listens'])
+  await usr2.stop()
+})

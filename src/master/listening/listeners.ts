@@ -26,10 +26,14 @@ import { KeptUnixPath } from './unix-path.ts'
 import type { BequeathedActivated, BequeathedListener } from '../upgrade/upgrade-wire.ts'
 import type { WorkerHandle } from '../workers/worker-handle.ts'
 
-/** How long a worker may take to prove a new bind, or to acknowledge a handle. */
+/** How long a worker may take to acknowledge the handle of a listener that it has claimed. */
 const HANDOVER_TIMEOUT_MS = 10_000
-/** And to prove it: behind the handle comes one listen(2), in the same turn of its loop. */
-const PROOF_TIMEOUT_MS = 2 * HANDOVER_TIMEOUT_MS
+/**
+ * How long a worker may take for what it has asked for as it boots: what follows `listen` or `bind` may block its event loop
+ * for long (seen as too short: 10 s, an app that compiles its templates there). Others wait for it, too, and may take 60 s
+ * for their start.
+ */
+const PROOF_TIMEOUT_MS = 30_000
 /**
  * For sockets that were passed to us: listen(2) cuts it to net.core.somaxconn, so it never lowers what the unit's
  * Backlog= gave; Node's 511 would. (What that is now, nothing in /proc tells.)
@@ -38,7 +42,7 @@ const MAX_BACKLOG = 2 ** 31 - 1
 /** After the first generation serves: an app may listen on its second address a little later. */
 const UNCLAIMED_AFTER_MS = 3_000
 /** Bound on a worker's word, and then no worker says that it listens there: it has died, or never meant to. */
-const CLAIM_TIMEOUT_MS = 10_000
+const CLAIM_TIMEOUT_MS = PROOF_TIMEOUT_MS + 10_000
 /** Each is a descriptor of ours, and a worker can ask for every port there is: then nothing could be started any more. */
 const MAX_LISTENERS = 1_000
 
@@ -235,13 +239,19 @@ export class Listeners {
         this.keep(asker, held)
         return this.answer(asker, held)
       }
+      // It has heard of nothing, and its app waits.
+      const fail = (error: WireError): void => {
+        if (this.proofs.get(key)?.held !== held) return
+        worker.send({ t: 'answer', id, error })
+        this.proved(worker, key, error)
+      }
       const timer = setTimeout(() => {
-        this.proved(worker, key, { code: 'ETIMEDOUT', errno: -110, syscall: 'listen' })
+        fail({ code: 'ETIMEDOUT', errno: -110, syscall: 'listen' })
       }, PROOF_TIMEOUT_MS)
       this.proofs.set(key, { prover: worker, held, waiting: [], timer })
       const message = { cmd: CMD, t: 'handle', purpose: 'verify', listener: held.known, id }
-      held.socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS }).catch(() => {
-        this.proved(worker, key, { code: 'ECANCELED', errno: -125, syscall: 'listen' })
+      held.socket.sendTo(worker.child, message, { timeoutMs: PROOF_TIMEOUT_MS }).catch(() => {
+        fail({ code: 'ECANCELED', errno: -125, syscall: 'listen' })
       })
     } catch (error) {
       if (!(error instanceof BindError)) {
@@ -303,7 +313,7 @@ export class Listeners {
   private answer({ worker, id, address }: Asker, { known, socket }: Held): void {
     if (address.kind !== 'udp') return worker.send({ t: 'answer', id, ok: known })
     const message = { cmd: CMD, t: 'handle', purpose: 'bound', listener: known, id }
-    socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS }).catch(() => {
+    socket.sendTo(worker.child, message, { timeoutMs: PROOF_TIMEOUT_MS }).catch(() => {
       worker.send({ t: 'answer', id, error: { code: 'ECANCELED', errno: -125, syscall: 'bind' } })
     })
   }
