@@ -323,6 +323,7 @@ function trustOf(
   file: string | null,
   envFile: string | undefined,
   user: string | undefined,
+  env: NodeJS.ProcessEnv,
 ): { readonly complaints: readonly string[]; readonly warnings: readonly string[] } {
   const own = ourselves()
   const us = own.uid === 0 ? 'root' : `uid ${own.uid}`
@@ -334,7 +335,7 @@ function trustOf(
     [envFile ?? null, workers],
   ] as const) {
     for (const { isOpen, text, remedy } of path === null ? [] : doubtsAbout(path, own)) {
-      if (isOpen && who === 'root') {
+      if (isOpen && who === 'root' && !paths.isContainer(env)) {
         complaints.push(
           `${path} is not obeyed: ${text}, and could so run code as root. Take that right away: ${remedy}`,
         )
@@ -395,7 +396,7 @@ export function loadConfig(input: ConfigInput): ConfigResult {
   const plan = parsed.success ? planOf(parsed.output, givens) : undefined
   if (plan !== undefined) complaints.push(...plan.complaints)
   const envFile = pathOf(givens.envFile)
-  const trust = trustOf(file.path, envFile, parsed.success ? parsed.output.user : undefined)
+  const trust = trustOf(file.path, envFile, parsed.success ? parsed.output.user : undefined, input.env)
   complaints.push(...trust.complaints, ...readByNode(givens.envFile, envFile))
   if (complaints.length > 0 || !parsed.success || !named.ok || plan === undefined) {
     return { ok: false, complaints }

@@ -178,3 +178,10 @@ export function defaultControlPath(
     complaint: `There is no place for the control socket: ${tried} cannot be written, or the path is over ${MAX_UNIX_PATH_BYTES} bytes; pass --control PATH in a directory that this user may write to.`,
   }
 }
+
+/**
+ * Where nobody lives but the app, and volumes are often open to all. Known by being PID 1, by what systemd and Podman say
+ * (`container=`), or by Kubernetes. Under an init of Docker's nothing tells.
+ */
+export const isContainer = (env: NodeJS.ProcessEnv): boolean =>
+  process.pid === 1 || Boolean(env['container']) || Boolean(env['KUBERNETES_SERVICE_HOST'])

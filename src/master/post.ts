@@ -43,18 +43,21 @@ export class Post {
   }
 
   /**
-   * The socket is what tells a second master of the same name, so this comes before anything is started. All or nothing.
+   * The socket is what tells a second master of the same name, so this comes before anything is started. All or nothing. A
+   * successor takes the socket's path last: it leads to the master before until nothing can fail any more.
    *
    * @param from the `directories` of a master that is replaced, if there is one
    * @throws {Error} a sentence: another master answers there, the address of the metrics is in use, …
    */
   async take(from: readonly string[] | null = null): Promise<void> {
-    this.control = await this.openControl(from)
     try {
-      await this.openMetrics()
+      if (from !== null) await this.openMetrics()
+      this.control = await this.openControl(from)
+      if (from === null) await this.openMetrics()
     } catch (error) {
-      await this.control.close()
-      this.control = null
+      await this.control?.close()
+      await this.metrics?.close()
+      this.control = this.metrics = null
       throw error
     }
   }

@@ -129,6 +129,7 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
   const survivors = new Survivors({
     ...{ log, control, name: config.name, killTimeoutMs },
     stopBudgetMs: stopBudgetMs(first.pinned.policy),
+    uid: first.pinned.identity?.uid ?? process.geteuid?.() ?? 0,
   })
   const supervisor = new Supervisor({
     config,

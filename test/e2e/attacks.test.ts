@@ -487,6 +487,9 @@ t.test('a config or env file that others can write', { skip: onlyRoot }, async (
     open.said,
     `usr2: ${at('c.json')} is not obeyed: everybody may write to ${at('c.json')}, and could so run code as root. Take that right away: chmod o-w ${at('c.json')}`,
   )
+  const inContainer = await runWith(config, { container: 'podman' })
+  t.ok(inContainer.serves, 'in a container, where volumes are often open to all')
+  t.match(inContainer.said, `everybody may write to ${at('c.json')}: so`)
   chmodSync(at('c.json'), 0o660)
   t.notMatch((await runWith(config)).said, /can be changed/, "root's group is root")
   chownSync(at('c.json'), 0, 1)

@@ -9,9 +9,9 @@
  * A worker is known by its master's runtime directory, which is in the environment that it was started with: an app may
  * change its command line (`process.title`), and a pid is soon another's. What a worker starts may have inherited that
  * (a `--require` in NODE_OPTIONS comes before our guest, a `node` may be a script), and so may have what runs in a container
- * with file systems of its own, where the same path is another master's. So three things more:
+ * with file systems of its own, where the same path is another master's. So these things more:
  * - it leads its process group, as every worker does: another one could not be ended, and would be waited for for ever;
- * - it is in our PID namespace: the pid that it names is nobody's otherwise;
+ * - it runs as the user of our workers, and is in our PID namespace: the pid that it names is nobody's otherwise;
  * - its master is no more: nobody has that pid, or who has it began after the worker.
  *
  * Linux: read from /proc, see proc(5). Where that hides them (a `node` with file capabilities), they are not found, and all
@@ -39,6 +39,8 @@ export interface SurvivorsParts {
   readonly killTimeoutMs: number
   /** How long they may drain. */
   readonly stopBudgetMs: number
+  /** As whom workers run: anybody else may have written that environment himself. */
+  readonly uid: number
 }
 
 interface Survivor {
@@ -68,9 +70,9 @@ export class Survivors {
    * @param dead a master that is known to be gone: the kernel may still be about to end it
    */
   look(dead: number | null = null): void {
-    const { log, control, name, stopBudgetMs } = this.parts
+    const { log, control, name, stopBudgetMs, uid } = this.parts
     const known = new Set(this.found.map(({ pid }) => pid))
-    const found = workersBeside(control, name).filter(
+    const found = workersBeside(control, name, uid).filter(
       ({ pid, since, master }) => !known.has(pid) && (master === dead || !isMasterOf(master, since)),
     )
     if (found.length === 0) return
@@ -176,14 +178,14 @@ export class Survivors {
   }
 }
 
-function workersBeside(control: string, name: string): Survivor[] {
+function workersBeside(control: string, name: string, uid: number): Survivor[] {
   const ours = namespaceOf('self')
   return pids().flatMap((pid) => {
     const guest = guestOf(pid)
     const master = guest === null ? null : masterOf(guest.runtime, control, name)
     const stat = aliveStat(pid)
     if (guest === null || master === null || stat === null) return []
-    if (stat.group !== pid || namespaceOf(pid) !== ours) return []
+    if (stat.group !== pid || namespaceOf(pid) !== ours || ownerOf(pid) !== uid) return []
     return [{ pid, since: stat.since, generation: guest.generation, slot: guest.slot, master }]
   })
 }
@@ -193,6 +195,8 @@ function isMasterOf(master: number, since: string): boolean {
   const stat = aliveStat(master)
   return stat !== null && BigInt(stat.since) <= BigInt(since)
 }
+
+const ownerOf = (pid: number): number => Number(/^Uid:\s*(\d+)/m.exec(read(`/proc/${pid}/status`))?.[1] ?? -1)
 
 /** pid_namespaces(7); empty where /proc does not say. */
 const namespaceOf = (pid: number | 'self'): string => link(`/proc/${pid}/ns/pid`)

@@ -36,8 +36,11 @@ const BYTES_FOR_ONE = 4_096
  * second, most of it garbage collection: a flood never gets to the number above, and the master to nothing else.
  */
 const BUSY_MS = { atOnce: 2_000, perSecond: 100 }
-/** Whose time is not counted: an honest worker's, on a machine so busy that each of its messages keeps the master for long. */
-const UNHURRIED = { atOnce: 500, perSecond: 20 }
+/**
+ * Whose time is not counted: an honest worker's, on a machine so busy that each of its messages keeps the master for long. At
+ * once as many as an app with 300 listeners needs, six for each.
+ */
+const UNHURRIED = { atOnce: 2_000, perSecond: 20 }
 /** Of one message: a pause of the whole machine falls into one. */
 const MAX_BUSY_MS = 50
 /** Messages that wait until a worker reads them, some hundred bytes each: Node would keep any number. */

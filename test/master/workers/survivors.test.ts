@@ -50,7 +50,7 @@ const saysSo = async ({ stdout }: ChildProcess): Promise<void> => {
 async function found(control: string): Promise<number[]> {
   const pids: number[] = []
   const survivors = new Survivors({
-    ...{ control, name: 'app', killTimeoutMs: 100, stopBudgetMs: 60_000 },
+    ...{ control, name: 'app', killTimeoutMs: 100, stopBudgetMs: 60_000, uid: process.getuid?.() ?? 0 },
     log: {
       info: () => {},
       warn: (facts: object) => {
