@@ -330,7 +330,11 @@ export class Listeners {
       return
     }
     const owner = error.code === 'EADDRINUSE' ? ownerOf(proof.held.address) : null
-    if (worker.alive) worker.explain(`could not listen on ${key}: ${hintFor(error.code, owner, error.code)}`)
+    // Cancelled by its own end, this is not what it ended of: an app with two ports dies of the one that is in use, and may
+    // not have proved the other.
+    if (worker.alive && error.code !== 'ECANCELED') {
+      worker.explain(`could not listen on ${key}: ${hintFor(error.code, owner, error.code)}`)
+    }
     void this.close(proof.held)
     // The others try for themselves: the prover may only have died.
     for (const { worker, id, address } of proof.waiting) this.claim(worker, id, address)

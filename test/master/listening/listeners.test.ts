@@ -62,10 +62,12 @@ t.test('what a worker that was cut off has asked for is not bound any more', asy
   const log = { info: () => {}, warn: () => {} }
   const listeners = new Listeners({ activated: [], log, onHeld: () => {} })
   t.teardown(() => listeners.closeAll())
-  const failed: string[] = []
+  const answers: unknown[] = []
+  const reasons: string[] = []
   const worker = {
     ...{ facts: {}, mayBeQuoted: () => true, permission: { listen: null, identity: null } },
-    ...{ alive: true, child, send: () => {}, explain: (text: string) => failed.push(text) },
+    ...{ alive: true, child, explain: (text: string) => reasons.push(text) },
+    send: (message: unknown) => answers.push(message),
   } as unknown as WorkerHandle
   const address = { kind: 'tcp', host: '127.0.0.1', port: await freePort(t) } as const
   for (let id = 1; id <= 5; id++) listeners.claim(worker, id, address)
@@ -74,7 +76,9 @@ t.test('what a worker that was cut off has asked for is not bound any more', asy
   await once(child, 'disconnect')
   // The outcome of one bind leads to the next in promises alone.
   await setImmediate()
-  t.equal(failed.length, 1, failed.join(', '))
+  t.match(answers, [{ id: 1, error: { code: 'ECANCELED' } }])
+  t.equal(answers.length, 1, 'one was bound, and no other')
+  t.same(reasons, [], 'that is no reason for its end')
 })
 
 /** Timers fire when they are told to. */
