@@ -143,7 +143,7 @@ t.test('warns once of a proxy that keeps connections longer than the app, and of
 })
 
 t.test('that a drain closes idle connections is no fault of the app', async (t) => {
-  const app = await startApp(t, { env: { SET: 'before', KEEP_ALIVE_MS: '500' } })
+  const app = await startApp(t, { env: { SET: 'before', KEEP_ALIVE_MS: '4000' } })
   const proxy = await openRaw(t, { port: app.port })
   for (let i = 0; i < 2; i++) await ask(proxy, 'X-Forwarded-For: 10.0.0.1')
   const { stdout } = await app.usr2.reload({ flags: ['--wait', 'drained'] })
