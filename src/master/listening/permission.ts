@@ -11,10 +11,11 @@
  *
  * What the service manager passed is the operator's choice as well, and not asked about here.
  */
-import { lstatSync, readFileSync, realpathSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { placeText, listenerKey, takesIn } from '../../address.ts'
 import type { Address, Place } from '../../address.ts'
+import { doubtsAbout } from '../../config/trust.ts'
 import type { Ids } from '../workers/identity.ts'
 
 export interface Permission {
@@ -42,11 +43,11 @@ export function refusalOf(asked: Address, { listen, identity }: Permission): str
     )
   }
   if (asked.kind !== 'unix' || asked.path.startsWith('\0')) return null
-  const open = openDirectory(dirname(asked.path))
-  return open === null
+  const [doubt] = doubtsAbout(dirname(asked.path))
+  return doubt === undefined
     ? null
-    : `${key} cannot be made by usr2 (root) for workers who run as ${stranger.name}: ${open}, and could put another file ` +
-        'in its place; take a directory that only root may write to, or a port'
+    : `${key} cannot be made by usr2 (root) for workers who run as ${stranger.name}: ${doubt.text}, and could put another ` +
+        'file in its place; take a directory that only root may write to, or a port'
 }
 
 function isPrivilege(asked: Address): boolean {
@@ -63,35 +64,5 @@ function firstFreePort(): number {
     return Number(readFileSync('/proc/sys/net/ipv4/ip_unprivileged_port_start', 'utf8'))
   } catch {
     return 1024
-  }
-}
-
-/** The first directory on the way, also where its links lead, that others than root and us may change; null: none. */
-function openDirectory(directory: string): string | null {
-  for (const path of [directory, real(directory)]) {
-    for (let at = path; ; at = dirname(at)) {
-      const stat = lstatSync(at, { throwIfNoEntry: false })
-      if (stat && stat.uid !== 0 && stat.uid !== process.geteuid?.())
-        return `${at} belongs to uid ${stat.uid}`
-      // In a directory with the sticky bit nobody can rename what is another's.
-      const isSticky = ((stat?.mode ?? 0) & 0o1000) !== 0
-      const writers =
-        ((stat?.mode ?? 0) & 0o002) !== 0
-          ? 'everybody'
-          : stat?.gid !== 0 && ((stat?.mode ?? 0) & 0o020) !== 0
-            ? `group ${stat?.gid}`
-            : null
-      if (stat && !stat.isSymbolicLink() && !isSticky && writers) return `${writers} may write to ${at}`
-      if (at === dirname(at)) break
-    }
-  }
-  return null
-}
-
-function real(directory: string): string {
-  try {
-    return realpathSync(directory)
-  } catch {
-    return directory
   }
 }
