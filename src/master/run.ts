@@ -1,6 +1,6 @@
 /** `usr2 run`: wires the parts of a master together, and takes them apart again. Read this file first. */
 // Before anything of the master is evaluated.
-import './v8-flags.ts'
+import { collectSoon } from './v8-flags.ts'
 import { accessSync, constants, existsSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { StackReader, busyness } from './workers/blocked.ts'
@@ -149,7 +149,10 @@ export async function runMaster({ argv, env, cwd }: RunInput): Promise<number> {
       predecessor.failed([`${sentence(reason)}.`])
       supervisor.leave()
     },
-    onGenerationEnded: (generation, text) => face.drained(generation, text),
+    onGenerationEnded(generation, text) {
+      collectSoon()
+      face.drained(generation, text)
+    },
     async leaderless() {
       await predecessor?.gone
       await survivors.gone

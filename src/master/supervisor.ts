@@ -43,7 +43,7 @@ import type { Ledger } from './figures/ledger.ts'
 import type { ActivatedSocket } from './systemd/inherited.ts'
 import { Listeners } from './listening/listeners.ts'
 import { reportCuts, reportDeathInDrain, reportForce } from './workers/losses.ts'
-import { freeBytes, rssBytes, workerBytes } from './workers/memory.ts'
+import { freeBytes, rssBytes, typicalBytes, workerBytes } from './workers/memory.ts'
 import { verdictText } from './report.ts'
 import type { Logger } from './report.ts'
 import { statusOf } from './status.ts'
@@ -318,19 +318,16 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
 
   /** What can be had, and what a worker takes; null where this system does not tell. */
   private memory(): Memory | null {
-    const current = currentOf(this.state.top)
-    const taken = [...this.handles.values()].flatMap(({ generation, pid }) =>
-      generation === current && pid !== null ? (workerBytes(pid) ?? []) : [],
-    )
+    const pidsOf = (of: GenerationId | null): number[] =>
+      [...this.handles.values()].flatMap(({ generation, pid }) =>
+        generation === of && pid !== null ? pid : [],
+      )
     const free = freeBytes()
-    if (free === null || taken.length === 0) return null
+    const taken = typicalBytes(pidsOf(currentOf(this.state.top)))
+    if (free === null || taken === null) return null
     // Who is parked leaves when the candidate comes.
-    const parked = parkedOf(this.state.top)
-    const leaving = [...this.handles.values()].flatMap(({ generation, pid }) =>
-      generation === parked && pid !== null ? (workerBytes(pid) ?? []) : [],
-    )
-    const sum = (bytes: readonly number[]): number => bytes.reduce((all, one) => all + one, 0)
-    return { freeBytes: free + sum(leaving), workerBytes: sum(taken) / taken.length }
+    const parked = pidsOf(parkedOf(this.state.top))
+    return { freeBytes: free + parked.length * (typicalBytes(parked) ?? 0), workerBytes: taken }
   }
 
   private probe(id: WorkerId, kind: ProbeKind, nth: number, timeoutMs: number): void {

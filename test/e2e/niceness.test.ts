@@ -66,9 +66,12 @@ t.test(
 const APP = `
 const { spawn } = require('node:child_process')
 const { existsSync } = require('node:fs')
-const child = spawn(process.execPath, ['-e', 'process.stdin.resume()'], { stdio: ['pipe', 'ignore', 'ignore'] })
+const options = { stdio: ['pipe', 'ignore', 'ignore'] }
+const child = spawn(process.execPath, ['-e', 'process.stdin.resume()'], options)
+// As browsers are: its stdin ends with us, and so does it.
+const apart = spawn(process.execPath, ['-e', 'process.stdin.resume()'], { ...options, detached: true })
 process.on('SIGTERM', () => process.exit(0))
-console.log('booting', process.pid, child.pid)
+console.log('booting', process.pid, child.pid, apart.pid)
 require('node:crypto').pbkdf2('x', 'y', 1, 8, 'sha256', () => {})
 const gate = setInterval(() => {
   if (process.env.USR2_GENERATION !== '1' && !existsSync('gate')) return
@@ -87,7 +90,7 @@ t.test('lower while it boots, beside others that serve; as before when it serves
     env: { PORT: String(await freePort(t)) },
   })
   const booting = async (from: number): Promise<number[]> => {
-    const { text } = await usr2.process.line(/^booting \d+ \d+$/, { from })
+    const { text } = await usr2.process.line(/^booting \d+ \d+ \d+$/, { from })
     return text.split(' ').slice(1).map(Number)
   }
   const niceness = (pids: readonly number[]): number[] =>
@@ -105,7 +108,11 @@ t.test('lower while it boots, beside others that serve; as before when it serves
   const boots = sessionNiceness(second[0] ?? 0)
   writeFileSync(`${usr2.cwd}/gate`, '')
   await usr2.event('promoted', { from })
-  t.same(new Set(niceness(second)), new Set([ours]), 'every thread, and what it had started')
+  t.same(
+    new Set(niceness(second)),
+    new Set([ours]),
+    'every thread, and what it had started, also in a group of its own',
+  )
   if (!noSessions) {
     t.equal(boots, BOOT_NICE, 'its session, too')
     await until(() => sessionNiceness(second[0] ?? 0) === 0, {

@@ -33,6 +33,19 @@ export function workerBytes(pid: number, read: Read = readFile): number | null {
 }
 
 /**
+ * What one more worker like these costs: asked of the one in the middle by VmRSS. To walk the pages of each of 16 would
+ * take the machine 30 ms at the begin of each reload, and each has to wait while its own are walked.
+ */
+export function typicalBytes(pids: readonly number[], read: Read = readFile): number | null {
+  const sizes = pids.flatMap((pid) => {
+    const bytes = fieldBytes(read, `/proc/${pid}/status`, 'VmRSS')
+    return bytes === null ? [] : [{ pid, bytes }]
+  })
+  const middle = sizes.sort((a, b) => a.bytes - b.bytes)[Math.floor(sizes.length / 2)]
+  return middle === undefined ? null : workerBytes(middle.pid, read)
+}
+
+/**
  * Bytes that can still be had without swapping and before the kernel kills for them: the smallest of what the machine
  * has (MemAvailable, proc(5)) and what our cgroup and each visible one above it leave of their limits. Null where
  * nothing tells.

@@ -5,6 +5,7 @@ import {
   freeBytes,
   quotaCpus,
   rssBytes,
+  typicalBytes,
   workerBytes,
 } from '../../../src/master/workers/memory.ts'
 
@@ -216,4 +217,22 @@ t.test('this machine', { skip: process.platform === 'linux' ? false : 'Linux tel
   t.ok((freeBytes() ?? 0) > MIB)
   const cpus = quotaCpus()
   t.ok(cpus === null || cpus > 0)
+})
+
+t.test('what one more worker takes is asked of the one in the middle', async (t) => {
+  const worker = (pid: number, rss: number, pss: number) => ({
+    [`/proc/${pid}/status`]: `Name:\tnode\nVmRSS:\t  ${rss} kB`,
+    [`/proc/${pid}/smaps_rollup`]: `Rss: ${rss} kB\nPss:  ${pss} kB`,
+  })
+  const walked: string[] = []
+  const read = machine({ ...worker(1, 900, 800), ...worker(2, 100, 50), ...worker(3, 200, 70) })
+  const noting: Read = (path) => {
+    if (path.endsWith('smaps_rollup')) walked.push(path)
+    return read(path)
+  }
+  t.equal(typicalBytes([1, 2, 3], noting), 70 * 1024)
+  t.same(walked, ['/proc/3/smaps_rollup'], 'the pages of one are walked')
+  t.equal(typicalBytes([4, 2], read), 50 * 1024, 'one has gone')
+  t.equal(typicalBytes([4], read), null)
+  t.equal(typicalBytes([], read), null)
 })
