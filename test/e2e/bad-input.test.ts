@@ -359,7 +359,7 @@ t.test('the same at a reload, under load: nothing is lost', async (t) => {
   const LATE = 'within the start timeout of 1 s'
   // A worker that listens everywhere it has to is ready, also while the answer to one claim more is being looked for. Where that
   // takes long (389 ms on a busy machine, for the owner of the port), clients meet a version that is then rolled back: a
-  // weakness of ours, seen once in twenty runs. Nothing is lost by it, which is asserted below.
+  // weakness of ours, seen once. Nothing is lost by it, which is asserted below.
   const mayBeMet = new Set<string | undefined>()
   for (const [name, written, ...reasons] of [
     ['an entry that is gone', { 'usr2.json': config({ entry: 'none.js' }) }, 'Could not find the entry'],
