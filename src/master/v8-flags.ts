@@ -36,9 +36,9 @@ let collect: (() => void) | undefined
 
 /**
  * What a reload leaves is moved to the old generation, which V8 lets grow for hundreds of reloads before it looks. So it is
- * told to, when nobody waits: a whole collection takes 8 ms of this thread and as much of V8's helpers. With `--gc-global`,
+ * told to, when nobody waits: a whole collection takes 11 ms of processor time. With `--gc-global`,
  * which did it twice in the midst of each reload, a master took 68 ms of processor time for a reload of 2 workers, and
- * 34 without: time that those who serve on 2 busy processors had to wait for.
+ * without it 34: time that those who serve on 2 busy processors had to wait for.
  */
 export function collectSoon(): void {
   timer ??= setTimeout(() => {

@@ -126,7 +126,7 @@ for (const [attack, row] of Object.entries(rows)) {
       entry: join(current, 'hostile.cjs'),
       flags: ['--workers', '2', '--drain-timeout', '3s', '--kill-timeout', '1s', ...(row.flags ?? [])],
       env: {
-        ...{ PORT: String(port), ATTACK: attack, AT: 'signal' },
+        ...{ PORT: String(port), ATTACK: attack },
         OTHERS: typeof address === 'object' ? String(address?.port) : '',
         ...row.env,
       },
@@ -196,7 +196,7 @@ t.test('a flood while a reload is under way', async (t) => {
   const usr2 = startUsr2(t, {
     entry: join(current, 'hostile.cjs'),
     flags: ['--workers', '2', '--drain-timeout', '3s', '--kill-timeout', '1s'],
-    env: { PORT: String(port), ATTACK: 'flood-in-reload', AT: 'signal', FLAGS: flags },
+    env: { PORT: String(port), ATTACK: 'flood-in-reload', FLAGS: flags },
   })
   await usr2.ready()
   const workers = async () => (await usr2.status()).generations.flatMap((generation) => generation.workers)
