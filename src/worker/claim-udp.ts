@@ -22,6 +22,7 @@ import type { ReceivedSocket } from 'native-free-fd-passing'
 import { listenerKey } from '../address.ts'
 import type { UdpAddress } from '../address.ts'
 import type { ToWorker } from '../protocol.ts'
+import type { ClaimNews } from './claim-news.ts'
 import type { Link } from './link.ts'
 
 const EADDRINUSE = -98
@@ -57,7 +58,7 @@ export interface UdpClaims {
   cut(): void
 }
 
-export function claimUdp(link: Link, warn: (text: string) => void): UdpClaims {
+export function claimUdp(link: Link, news: ClaimNews, warn: (text: string) => void): UdpClaims {
   const claims = new Map<string, UdpFacade>()
   const pending = new Map<number, { readonly key: string; readonly answer: Answer }>()
   let lastId = FIRST_ID
@@ -80,10 +81,12 @@ export function claimUdp(link: Link, warn: (text: string) => void): UdpClaims {
     if (claims.has(key)) return done(null)
     if ([...pending.values()].some((other) => other.key === key)) return done(reuseAddr ? null : EADDRINUSE)
     const release = link.hold()
+    const answered = news.waits()
     pending.set(++lastId, {
       key,
       answer(from) {
         release()
+        answered()
         done(from)
       },
     })
@@ -113,11 +116,11 @@ export function claimUdp(link: Link, warn: (text: string) => void): UdpClaims {
       onClose: () => {
         if (claims.get(key) !== facade) return
         claims.delete(key)
-        link.send({ t: 'unclaimed', key })
+        news.tell({ t: 'unclaimed', key })
       },
     })
     claims.set(key, facade)
-    link.send({ t: 'claimed', key, error: null })
+    news.tell({ t: 'claimed', key, error: null })
     settle(id, facade)
   }
 

@@ -17,6 +17,7 @@ import type { ReceivedSocket } from 'native-free-fd-passing'
 import { listenerKey } from '../address.ts'
 import type { StreamAddress } from '../address.ts'
 import type { KnownListener, ToWorker, WireError } from '../protocol.ts'
+import type { ClaimNews } from './claim-news.ts'
 import type { KeptPaths } from './keep-path.ts'
 import type { Link } from './link.ts'
 
@@ -51,6 +52,7 @@ interface Pending {
 
 export interface ClaimsParts {
   readonly link: Link
+  readonly news: ClaimNews
   readonly known: readonly KnownListener[]
   readonly paths: KeptPaths
   /** Where relative unix paths start: the working directory with its symlinks unresolved. */
@@ -69,7 +71,7 @@ export interface Claims {
   readonly accepting: boolean
 }
 
-export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsParts): Claims {
+export function claimListeners({ link, news, known, paths, pwd, onClaimed }: ClaimsParts): Claims {
   const normalize = (net as unknown as { _normalizeArgs: Normalize })._normalizeArgs
   const listen = net.Server.prototype.listen as (this: net.Server, ...args: unknown[]) => net.Server
   const held = new Map<string, KnownListener>()
@@ -95,7 +97,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
       const result = listen.apply(this, args)
       // `b.listen(a)`: b takes a's connections over, and a drain has to wait for them.
       if (this._handle && facades.has(this._handle)) onClaimed(this)
-      else tellPrivate(this, link)
+      else tellPrivate(this, news)
       return result
     }
     const [options, callback] = normalize(args)
@@ -115,10 +117,12 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
       if (claims.has(key)) return process.nextTick(fail, IN_USE)
       waiting.set(this, id)
       const release = link.hold()
+      const answered = news.waits()
       // The answer arrives in the context of the channel; the app's callbacks belong to the one of its `listen`.
       const context = new AsyncResource('usr2.claim')
       const answer = (result: { ok: KnownListener } | { error: WireError }): void => {
         release()
+        answered()
         if (waiting.get(this) === id) waiting.delete(this)
         if (isVoid()) return
         context.runInAsyncScope(() => {
@@ -134,7 +138,9 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
     if (typeof asked === 'object') claim(asked)
     else {
       const { port } = options
+      const resolved = news.waits()
       dns.lookup(asked, (error, ip, family) => {
+        resolved()
         if (isVoid()) return
         if (error) this.emit('error', error)
         else
@@ -169,7 +175,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
       },
       onClose: () => {
         if (claims.get(key)?.facade === facade) claims.delete(key)
-        link.send({ t: 'unclaimed', key })
+        news.tell({ t: 'unclaimed', key })
         for (const handle of also.get(facade) ?? []) handle.close()
       },
     })
@@ -178,7 +184,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
     facades.add(facade.handle)
     onClaimed(server, key)
     listen.call(server, facade.handle, listener.backlog ?? backlog)
-    link.send({ t: 'claimed', key, error: null })
+    news.tell({ t: 'claimed', key, error: null })
     for (const other of listener.also ?? []) attachToo(server, other, facade, listener.backlog ?? backlog)
   }
 
@@ -190,7 +196,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
       bound: held.get(key)?.bound ?? null,
       onClose: () => {
         if (claims.get(key)?.facade === facade) claims.delete(key)
-        link.send({ t: 'unclaimed', key })
+        news.tell({ t: 'unclaimed', key })
       },
     })
     claims.set(key, { key, server, facade })
@@ -199,7 +205,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
     own.onconnection = (...args) => (main.handle as Handle).onconnection(...args)
     own.listen(backlog)
     also.set(main, [...(also.get(main) ?? []), own])
-    link.send({ t: 'claimed', key, error: null })
+    news.tell({ t: 'claimed', key, error: null })
   }
 
   const open = (key: string, socket: ReceivedSocket): void => {
@@ -257,6 +263,7 @@ export function claimListeners({ link, known, paths, pwd, onClaimed }: ClaimsPar
       else verify(message.id, message.listener, socket)
     },
     withdrawAll() {
+      news.flush()
       for (const { key, facade } of claims.values()) {
         facade.withdraw()
         link.send({ t: 'withdrawn', key })
@@ -325,10 +332,10 @@ function closeOnAbort(server: net.Server, signal: AbortSignal | undefined): void
   server.once('close', () => signal.removeEventListener('abort', close))
 }
 
-function tellPrivate(server: net.Server, link: Link): void {
+function tellPrivate(server: net.Server, news: ClaimNews): void {
   const tell = (): void => {
     const address = server.address()
-    link.send({
+    news.tell({
       t: 'private',
       address: typeof address === 'object' ? `${address?.address}:${address?.port}` : address,
     })

@@ -12,6 +12,7 @@ import type { GuestConfig } from '../protocol.ts'
 import { faceApp } from './app-face.ts'
 import { settleAsyncContext } from './async-context.ts'
 import { claimUdp } from './claim-udp.ts'
+import { withholdClaims } from './claim-news.ts'
 import { claimListeners } from './claim.ts'
 import { prepareDrain, promiseMs } from './drain.ts'
 import { reportFailures } from './failure.ts'
@@ -62,6 +63,7 @@ function start(config: GuestConfig): void {
   const servers = new Set<net.Server>()
   const paths = keepPaths(config.pwd)
   const warn = (text: string): void => link.send({ t: 'warning', text })
+  const news = withholdClaims(link)
   const leadership = prepareLeadership(link, warn)
   const app = faceApp({
     generation: config.generation,
@@ -69,7 +71,8 @@ function start(config: GuestConfig): void {
     leadership,
     ready() {
       probes.heardReady()
-      link.send({ t: 'ready' })
+      // After where it listens: it says so in the callback of its `listen`.
+      news.tell({ t: 'ready' })
     },
     warn,
   })
@@ -78,6 +81,7 @@ function start(config: GuestConfig): void {
 
   const claims = claimListeners({
     link,
+    news,
     known: config.known,
     paths,
     pwd: config.pwd,
@@ -94,7 +98,7 @@ function start(config: GuestConfig): void {
   })
 
   const rotation = watchRotation(http1, http2, servers)
-  const udp = claimUdp(link, warn)
+  const udp = claimUdp(link, news, warn)
   const drain = prepareDrain({
     ledger,
     http1,

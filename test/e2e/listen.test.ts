@@ -11,6 +11,7 @@ import net from 'node:net'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { basename, isAbsolute, join } from 'node:path'
 import t from 'tap'
+import { expectNoneFailed, loadUnder, untilServed } from '../helpers/load.ts'
 import type { TestLike } from '../helpers/scope.ts'
 import { run, start, type TestProcess } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
@@ -330,6 +331,39 @@ t.test('a candidate whose event loop ends has failed, its gate still shut', asyn
   t.equal(code, 1)
   t.match(stderr, /exited with status 0/)
   t.equal(await get(port), 'served')
+  await usr2.stop()
+})
+
+t.test('nobody meets a candidate while one of its listens waits, of which it may die', async (t) => {
+  const [port, taken] = [await freePort(t), await freePort(t)]
+  const other = http.createServer().listen(taken, '127.0.0.1')
+  t.teardown(() => new Promise((resolve) => other.close(resolve)))
+  const entry = 'app.cjs'
+  const app = (more: string): string => `
+    const http = require('node:http')
+    const answer = (req, res) => res.end(JSON.stringify({ generation: process.env.USR2_GENERATION }))
+    http.createServer(answer).listen(${port}, '127.0.0.1')\n${more}`
+  const usr2 = startUsr2(t, { entry, files: { [entry]: app('') } })
+  await usr2.ready()
+  const load = await loadUnder(t, {
+    target: { port },
+    traffic: [{ mode: 'new', connections: 2, thinkMs: [2, 6] }],
+    versionOf: 'generation',
+  })
+  await untilServed(load, '1')
+  // Its only listener is held already, and it would be ready at once.
+  const slow = `
+    const dns = require('node:dns')
+    const { lookup } = dns
+    dns.lookup = (...args) => setTimeout(() => lookup(...args), 500)
+    http.createServer(answer).listen(${taken}, 'localhost')`
+  writeFileSync(join(usr2.cwd, entry), app(slow))
+  const { code, stderr } = await usr2.reload()
+  t.equal(code, 1)
+  t.match(stderr, `in use by pid ${process.pid} (`)
+  const result = await load.stop()
+  expectNoneFailed(t, result)
+  t.same(Object.keys(result.versions), ['1'])
   await usr2.stop()
 })
 
