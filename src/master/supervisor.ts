@@ -233,7 +233,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       case 'spawn':
         return this.spawn(command.worker, command.generation, command.slot)
       case 'open':
-        return void this.open(command.worker, command.key)
+        return void this.open(command.worker, command.key, command.withinMs)
       case 'withdraw':
         return this.handles.get(command.worker)?.send({ t: 'withdraw', key: command.key })
       case 'probe':
@@ -497,12 +497,12 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     handle.send({ t: 'lead' })
   }
 
-  private async open(id: WorkerId, key: string): Promise<void> {
+  private async open(id: WorkerId, key: string, withinMs: number): Promise<void> {
     const handle = this.handles.get(id)
     if (!handle) return
     this.raise(id)
     try {
-      await this.listeners.grant(handle, key)
+      await this.listeners.grant(handle, key, withinMs)
     } catch (error) {
       // It ends just now: its exit says why, in its own words. (Should it not end, the grant has its deadline.)
       if (!handle.alive || !handle.child.connected) return

@@ -106,16 +106,16 @@ function expirePhase(draft: Draft, worker: Worker): void {
 }
 
 function expireGrant(draft: Draft, worker: Worker): boolean {
-  const late = [...worker.claims].find(([, grant]) => 'by' in grant && draft.due(grant.by))
-  if (!late) return false
-  const [key, grant] = late
-  const within = `within ${seconds(policyOf(draft, worker).grantTimeoutMs)}`
-  const what = grant.k === 'opening' ? `did not accept on ${key}` : `did not stop accepting on ${key}`
-  fail(draft, worker, `${what} ${within}`)
-  return true
+  for (const [key, grant] of worker.claims) {
+    if (!('by' in grant) || !draft.due(grant.by)) continue
+    const what = grant.k === 'opening' ? `did not accept on ${key}` : `did not stop accepting on ${key}`
+    fail(draft, worker, `${what} within ${seconds(grant.withinMs)}`)
+    return true
+  }
+  return false
 }
 
-const seconds = (ms: Ms): string => `${ms / 1000} s`
+const seconds = (ms: Ms): string => `${Math.round(ms) / 1000} s`
 
 /** Why a worker was not ready in time, with every listener that is missing by name. */
 function notReady(draft: Draft, worker: Worker): string {

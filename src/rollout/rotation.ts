@@ -23,12 +23,16 @@ export function reconcileRotation(draft: Draft): void {
 
 function reconcileGrant(draft: Draft, worker: Worker, key: ListenerKey): void {
   const grant = worker.claims.get(key)
-  const by = draft.in(policyOf(draft, worker).grantTimeoutMs)
+  const { grantTimeoutMs, startTimeoutMs } = policyOf(draft, worker)
   if (grant?.k === 'held' && mayAccept(draft, worker, key)) {
-    draft.setClaim({ ...worker, wasOpened: true }, key, { k: 'opening', by })
-    draft.order({ c: 'open', worker: worker.id, key })
+    // An app may be at its start still: one that compiles its templates for 13 s as soon as it listens.
+    const ofStartMs = worker.phase.k === 'ready' ? worker.phase.since + startTimeoutMs - draft.at : 0
+    const withinMs = Math.max(grantTimeoutMs, ofStartMs)
+    draft.setClaim({ ...worker, wasOpened: true }, key, { k: 'opening', by: draft.in(withinMs), withinMs })
+    draft.order({ c: 'open', worker: worker.id, key, withinMs })
   } else if (grant?.k === 'open' && mustStop(draft, worker, key)) {
-    draft.setClaim(worker, key, { k: 'withdrawing', by })
+    const by = draft.in(grantTimeoutMs)
+    draft.setClaim(worker, key, { k: 'withdrawing', by, withinMs: grantTimeoutMs })
     draft.order({ c: 'withdraw', worker: worker.id, key })
   }
 }

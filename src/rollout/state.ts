@@ -119,7 +119,10 @@ export interface Policy {
   readonly drainTimeoutMs: Ms
   readonly shutdownTimeoutMs: Ms
   readonly killTimeoutMs: Ms
-  /** How long a worker may take to accept on a listener it was granted. */
+  /**
+   * How long a worker may take to accept on a listener it was granted, or to stop. Right after its start it has what is left
+   * of its start timeout, where that is longer.
+   */
   readonly grantTimeoutMs: Ms
   /** A worker that was ready for so long died of something new: its slot's deaths count from one again. */
   readonly minUptimeMs: Ms
@@ -144,10 +147,10 @@ export type Leave =
 /** A listener this worker listens on, seen from the master: may it accept there yet? */
 export type Grant =
   | { readonly k: 'held' }
-  | { readonly k: 'opening'; readonly by: Timer }
+  | { readonly k: 'opening'; readonly by: Timer; readonly withinMs: Ms }
   | { readonly k: 'open' }
   /** It was told to accept no more there, and has not said yet that it does not. */
-  | { readonly k: 'withdrawing'; readonly by: Timer }
+  | { readonly k: 'withdrawing'; readonly by: Timer; readonly withinMs: Ms }
 
 /** One probe of one worker. */
 export interface Probing {
@@ -602,7 +605,8 @@ export type Command =
       readonly generation: GenerationId
       readonly slot: SlotIndex
     }
-  | { readonly c: 'open'; readonly worker: WorkerId; readonly key: ListenerKey }
+  /** `withinMs`: by then it has failed if it does not accept. */
+  | { readonly c: 'open'; readonly worker: WorkerId; readonly key: ListenerKey; readonly withinMs: Ms }
   /** Accept no more there; stay. */
   | { readonly c: 'withdraw'; readonly worker: WorkerId; readonly key: ListenerKey }
   | {

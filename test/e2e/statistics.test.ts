@@ -76,7 +76,7 @@ async function startWorker(t: Test, flags: readonly string[] = [], env: Record<s
           master.messages.push(message)
           if (message.t === 'claim') listeners.claim(worker, message.id, message.address)
           else if (message.t === 'verified') listeners.proved(worker, message.key, message.error)
-          else if (message.t === 'claimed') void listeners.grant(worker, message.key)
+          else if (message.t === 'claimed') void listeners.grant(worker, message.key, 10_000)
           else if (message.t === 'statistics')
             master.book.told(1, GENERATION, message.statistics, performance.now())
         },

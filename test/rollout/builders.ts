@@ -45,7 +45,7 @@ export const booting: Extract<WorkerPhase, { k: 'booting' }> = {
 }
 export const ready: WorkerPhase = { k: 'ready', since: 100, ages: null }
 export const held: Grant = { k: 'held' }
-export const opening: Grant = { k: 'opening', by: { timerAt: 500 } }
+export const opening: Grant = { k: 'opening', by: { timerAt: 500 }, withinMs: 500 }
 export const open: Grant = { k: 'open' }
 
 export function worker(id: number, phase: WorkerPhase, claims: Record<ListenerKey, Grant> = {}): Worker {

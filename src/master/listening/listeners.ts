@@ -26,8 +26,8 @@ import { KeptUnixPath } from './unix-path.ts'
 import type { BequeathedActivated, BequeathedListener } from '../upgrade/upgrade-wire.ts'
 import type { WorkerHandle } from '../workers/worker-handle.ts'
 
-/** How long a worker may take to acknowledge the handle of a listener that it has claimed. */
-const HANDOVER_TIMEOUT_MS = 10_000
+/** How long a worker may take to acknowledge its turn. */
+const TURN_TIMEOUT_MS = 10_000
 /**
  * How long a worker may take for what it has asked for as it boots: what follows `listen` or `bind` may block its event loop
  * for long (seen as too short: 10 s, an app that compiles its templates there). Others wait for it, too, and may take 60 s
@@ -353,11 +353,11 @@ export class Listeners {
    *
    * @throws {Error} a sentence: it is not held, or the worker did not take it in time
    */
-  async grant(worker: WorkerHandle, key: ListenerKey): Promise<void> {
+  async grant(worker: WorkerHandle, key: ListenerKey, timeoutMs: number): Promise<void> {
     const held = this.held.get(key)
     if (!held) throw new Error(`${key} is not held any more`)
     const message = { cmd: CMD, t: 'handle', purpose: 'open', listener: held.known }
-    await held.socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS })
+    await held.socket.sendTo(worker.child, message, { timeoutMs })
   }
 
   /**
@@ -370,7 +370,7 @@ export class Listeners {
     const held = this.held.get(key)
     if (!held) throw new Error(`${key} is not held any more`)
     const message = { cmd: CMD, t: 'handle', purpose: 'turn', listener: held.known }
-    await held.socket.sendTo(worker.child, message, { timeoutMs: HANDOVER_TIMEOUT_MS })
+    await held.socket.sendTo(worker.child, message, { timeoutMs: TURN_TIMEOUT_MS })
   }
 
   /** Brings back unix paths that somebody removed. */
