@@ -2,7 +2,7 @@
  * What do those who are served meanwhile notice of a reload? Latency of the requests that were due between the signal
  * and the promotion, beside those that were due in the time as long just before. See README.md beside this file.
  *
- *     node --import tsx scripts/bench/latency.ts [--reloads 30] [--subjects usr2,cluster,pm2] [--workers 1,2]
+ *     node --import tsx scripts/bench/latency.ts [--reloads 30] [--subjects usr2,usr2-niceness,cluster,pm2] [--workers 1,2]
  *                                                [--boot-cpu-ms 500] [--work-ms 0] [--per-second 500] [--node PATH] [--json]
  */
 import { execFileSync } from 'node:child_process'
@@ -17,7 +17,7 @@ import { startSubject, type SubjectName, SUBJECTS } from './subjects.ts'
 const { values: flags } = parseArgs({
   options: {
     reloads: { type: 'string', default: '30' },
-    subjects: { type: 'string', default: 'usr2,usr2-unprivileged,cluster,pm2' },
+    subjects: { type: 'string', default: 'usr2,usr2-niceness,usr2-unprivileged,cluster,pm2' },
     workers: { type: 'string', default: '1,2' },
     'boot-cpu-ms': { type: 'string', default: '500' },
     'boot-ms': { type: 'string', default: '0' },

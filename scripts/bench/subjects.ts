@@ -43,17 +43,28 @@ export interface SubjectOptions {
   readonly flags?: readonly string[]
 }
 
+/** In a mount namespace without cgroups of version 1, where no worker can have one of its own. */
+const WITHOUT_GROUPS = [
+  'unshare',
+  '--mount',
+  'sh',
+  '-c',
+  'umount --all --lazy --types cgroup; exec "$@"',
+  'sh',
+]
 /** What takes away every capability, and so the right to raise a priority: what a service with `User=` has. */
-const UNPRIVILEGED = ['setpriv', '--bounding-set', '-all', '--inh-caps', '-all']
+const UNPRIVILEGED = [...WITHOUT_GROUPS, 'setpriv', '--bounding-set', '-all', '--inh-caps', '-all']
 
 export const PEERS = ['cluster', 'pm2', 'pm2-docs', 'nginx'] as const
-export const SUBJECTS = ['usr2', 'usr2-unprivileged', ...PEERS] as const
+export const SUBJECTS = ['usr2', 'usr2-niceness', 'usr2-unprivileged', ...PEERS] as const
 export type SubjectName = (typeof SUBJECTS)[number]
 
 export function startSubject(name: SubjectName, bench: Bench, options: SubjectOptions): Promise<Subject> {
   switch (name) {
     case 'usr2':
       return usr2(name, bench, options)
+    case 'usr2-niceness':
+      return usr2(name, bench, options, WITHOUT_GROUPS)
     case 'usr2-unprivileged':
       return usr2(name, bench, options, UNPRIVILEGED)
     case 'cluster':

@@ -32,6 +32,7 @@ import { step } from '../rollout/step.ts'
 import { deadline } from '../rollout/timers.ts'
 import { Announcer } from './announcer.ts'
 import { Bans } from './workers/bans.ts'
+import { BootPriority } from './workers/boot-priority.ts'
 import { Books } from './figures/books.ts'
 import type { Asker, Drained, Face, RollbackRequest, Status, Verdict, Wait } from './face.ts'
 import { hasChanged, pinAgain } from './workers/generation.ts'
@@ -47,7 +48,6 @@ import { freeBytes, rssBytes, typicalBytes, workerBytes } from './workers/memory
 import { verdictText } from './report.ts'
 import type { Logger } from './report.ts'
 import { statusOf } from './status.ts'
-import { MAX_YIELD_MS, canRaise, lower, raise } from './workers/niceness.ts'
 import type { Notifier } from './systemd/systemd.ts'
 import type { GenerationTotals, Verdicts } from './figures/totals.ts'
 import { TicketKeys } from './listening/ticket-keys.ts'
@@ -124,15 +124,13 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private readonly waitingForDrain = new Map<GenerationId, { asker: Asker; since: number }[]>()
   /** What the ended workers of a generation had done. */
   private readonly ended = new Map<GenerationId, Ledger>()
-  /** Those that boot with a lower priority. */
-  private readonly lowered = new Set<WorkerId>()
-  private readonly canRaise = canRaise()
   private readonly stopped: (() => void)[] = []
   private readonly hooks = new Hooks()
   private readonly books = new Books()
   private readonly bans = new Bans()
   private readonly announcer: Announcer
   private readonly leftovers: LeftoverEnder
+  private readonly bootPriority: BootPriority
   private readonly withdrawals = new Withdrawals({ handles: this.handles, state: () => this.state })
   private readonly turns = new Turns({ turn: ({ worker, key }) => this.listeners.turn(worker, key) })
   private readonly orders = new Map<OrderId, (problem: string | null) => void>()
@@ -148,6 +146,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     this.log = parts.log
     const { log, activated } = parts
     this.leftovers = new LeftoverEnder(log)
+    this.bootPriority = new BootPriority(log)
     this.listeners = new Listeners({
       ...{ log, activated, onHeld: (known) => this.tellHeld(known) },
       makeWay: async (address) => (await parts.makeWay?.(address)) ?? false,
@@ -464,11 +463,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       onExit: (worker, exit) => this.onExit(worker, exit),
     })
     this.handles.set(id, handle)
-    if (handle.pid !== null && [...this.state.workers.values()].some(serves)) {
-      lower(handle.pid, this.canRaise)
-      this.lowered.add(id)
-      setTimeout(() => this.raise(id), MAX_YIELD_MS).unref()
-    }
+    this.bootPriority.begin(handle, [...this.state.workers.values()].some(serves))
     if (hasChanged(pinned)) {
       const text =
         `slot ${slot} boots code that was changed in place since generation ${generation} was made: ${pinned.entry}; ` +
@@ -479,12 +474,6 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       { ...handle.facts, ...this.announcer.rolloutFacts(generation), event: 'spawned' },
       `started slot ${slot}`,
     )
-  }
-
-  private raise(id: WorkerId): void {
-    const handle = this.handles.get(id)
-    if (!this.lowered.delete(id) || !handle || handle.pid === null) return
-    raise(handle.pid, this.canRaise, () => handle.alive)
   }
 
   private async lead(id: WorkerId): Promise<void> {
@@ -500,7 +489,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private async open(id: WorkerId, key: string, withinMs: number): Promise<void> {
     const handle = this.handles.get(id)
     if (!handle) return
-    this.raise(id)
+    this.bootPriority.end(id)
     try {
       await this.listeners.grant(handle, key, withinMs)
     } catch (error) {
@@ -605,7 +594,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
 
   private onExit(handle: WorkerHandle, { reason, stillborn }: WorkerExit): void {
     this.handles.delete(handle.id)
-    this.lowered.delete(handle.id)
+    this.bootPriority.exited(handle.id)
     this.listeners.forget(handle)
     this.ticketKeys.forgetTaker(handle)
     this.withdrawals.withdrawn(handle.id)
@@ -674,6 +663,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
     await this.parts.beforeClose?.()
     await this.listeners.closeAll()
     await this.parts.beforeEnd?.(status)
+    await this.bootPriority.close()
     const text = status === 0 ? 'stopped' : `gave up: ${why.join('; ')}`
     if (this.handedOver) this.log.info({ event: 'left' }, 'the last worker of this master has left')
     else this.log[status === 0 ? 'info' : 'error']({ event: 'stopped', status, reasons: why }, text)
@@ -686,7 +676,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
   private announce(what: Announcement): void {
     switch (what.a) {
       case 'worker-ready':
-        this.raise(what.worker)
+        this.bootPriority.end(what.worker)
         break
       case 'analysed':
         this.lastJudgement = what.judgement

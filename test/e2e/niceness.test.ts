@@ -1,12 +1,14 @@
 /** A booting worker yields the processor to those that serve. */
-import { spawn } from 'node:child_process'
-import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
+import { spawn, spawnSync } from 'node:child_process'
+import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
 import { getPriority } from 'node:os'
+import { basename, join } from 'node:path'
 import t from 'tap'
 import { BOOT_NICE, canRaise, lower, raise } from '../../src/master/workers/niceness.ts'
+import { placeForGroups } from '../../src/master/workers/worker-groups.ts'
 import { freePort } from '../helpers/tmp.ts'
 import { until } from '../helpers/wait.ts'
-import { startUsr2 } from '../helpers/usr2.ts'
+import { startUsr2, type Usr2, type Usr2Options } from '../helpers/usr2.ts'
 
 t.test('canRaise', async (t) => {
   const status = (capabilities: string) => `Name:\tnode\nCapEff:\t${capabilities}\n`
@@ -82,29 +84,44 @@ const gate = setInterval(() => {
 }, 10)
 `
 
+/** Booting, with what they have started, and one helper that is nice by its own choice. */
+interface Family {
+  readonly worker: number
+  readonly all: readonly number[]
+  readonly idle: number
+}
+
+async function booting(usr2: Usr2, from: number): Promise<Family> {
+  const { text } = await usr2.process.line(/^booting( \d+){4}$/, { from })
+  const [worker = 0, child = 0, apart = 0, idle = 0] = text.split(' ').slice(1).map(Number)
+  return { worker, all: [worker, child, apart], idle }
+}
+
+const appOptions = async (t: Parameters<typeof freePort>[0]): Promise<Usr2Options> => ({
+  entry: 'app.cjs',
+  files: { 'app.cjs': APP },
+  env: { PORT: String(await freePort(t)) },
+})
+
+/** In a mount namespace without cgroups of version 1, where nobody can have one of his own. */
+const HIDE = ['--mount', 'sh', '-c', 'umount --all --lazy --types cgroup; exec "$@"', 'sh']
+const withoutGroups = (options: Usr2Options): Usr2Options =>
+  placeForGroups() === null ? options : { ...options, node: 'unshare', nodeArgs: [...HIDE, process.execPath] }
+
 const skip = canRaise()
   ? false
   : 'this user may not raise a priority again (needs root, CAP_SYS_NICE or LimitNICE)'
 t.test('lower while it boots, beside others that serve; as before when it serves', { skip }, async (t) => {
-  const usr2 = startUsr2(t, {
-    entry: 'app.cjs',
-    files: { 'app.cjs': APP },
-    env: { PORT: String(await freePort(t)) },
-  })
-  const booting = async (from: number) => {
-    const { text } = await usr2.process.line(/^booting( \d+){4}$/, { from })
-    const [worker = 0, child = 0, apart = 0, idle = 0] = text.split(' ').slice(1).map(Number)
-    return { worker, all: [worker, child, apart], idle }
-  }
+  const usr2 = startUsr2(t, withoutGroups(await appOptions(t)))
   const niceness = (pids: readonly number[]): number[] =>
     pids.flatMap((pid) => readdirSync(`/proc/${pid}/task`).map((thread) => getPriority(Number(thread))))
   const ours = getPriority()
-  const first = await booting(0)
+  const first = await booting(usr2, 0)
   t.same(new Set(niceness(first.all)), new Set([ours]), 'the first generation boots as fast as it can')
   await usr2.ready()
   const from = usr2.process.lines.length
   usr2.signal('SIGUSR2')
-  const second = await booting(from)
+  const second = await booting(usr2, from)
   const threads = niceness(second.all)
   t.ok(threads.length > 5, 'with all of its threads')
   t.same(new Set(threads), new Set([Math.min(19, ours + BOOT_NICE)]))
@@ -126,4 +143,61 @@ t.test('lower while it boots, beside others that serve; as before when it serves
     })
   }
   await usr2.stop()
+})
+
+const place = placeForGroups()
+const canUnshare = spawnSync('unshare', ['--mount', 'true']).status === 0
+const noGroups =
+  place !== null && canUnshare && existsSync(join(place, 'cpu.shares'))
+    ? false
+    : 'here no worker can have a cgroup of its own (root, cgroup v1 with cpu, Linux 5.15, no systemd)'
+t.test(
+  'in a group of its own, idle until it serves, where it may have one',
+  { skip: noGroups },
+  async (t) => {
+    const usr2 = startUsr2(t, await appOptions(t))
+    const groupOf = (pid: number): string =>
+      /^\d+:(?:\w+,)*cpu(?:,\w+)*:(.*)$/m.exec(readFileSync(`/proc/${pid}/cgroup`, 'utf8'))?.[1] ?? ''
+    const nameOf = (pid: number): string => basename(groupOf(pid))
+    const isIn = (pid: number) => nameOf(pid).startsWith(`usr2-${usr2.pid}-`)
+    const isIdle = (pid: number) => readFileSync(join(place ?? '', nameOf(pid), 'cpu.idle'), 'utf8').trim()
+    const first = await booting(usr2, 0)
+    await until(() => isIn(first.worker), { timeoutMs: 5_000, what: 'the first worker to be in its group' })
+    t.equal(isIdle(first.worker), '0', 'the first generation boots as fast as it can')
+    await usr2.ready()
+    const from = usr2.process.lines.length
+    usr2.signal('SIGUSR2')
+    const second = await booting(usr2, from)
+    await until(() => isIn(second.worker), { timeoutMs: 5_000, what: 'the second worker to be in its group' })
+    t.equal(isIdle(second.worker), '1')
+    t.equal(getPriority(second.worker), getPriority(), 'and not nice besides')
+    const groups = new Set(second.all.map(nameOf))
+    t.same(groups, new Set([nameOf(second.worker)]), 'with all that it has started')
+    const left = (): string[] =>
+      readdirSync(place ?? '').filter((name) => name.startsWith(`usr2-${usr2.pid}-`))
+    t.equal(left().length, 2)
+    writeFileSync(`${usr2.cwd}/gate`, '')
+    await usr2.event('promoted', { from })
+    t.equal(isIdle(second.worker), '0')
+    await usr2.event('drained', { from })
+    await usr2.stop()
+    t.same(left(), [], 'the groups go with their workers')
+  },
+)
+
+t.test('what a killed master has left is removed by the next one', { skip: noGroups }, async (t) => {
+  const dead = startUsr2(t, await appOptions(t))
+  await dead.ready()
+  const mine = (): string[] => readdirSync(place ?? '').filter((name) => name.startsWith(`usr2-${dead.pid}-`))
+  await until(() => mine().length === 1, { timeoutMs: 5_000, what: 'its worker to have a group' })
+  const [worker = 0] = (await dead.status()).generations.flatMap(({ workers }) =>
+    workers.map(({ pid }) => pid ?? 0),
+  )
+  dead.signal('SIGKILL')
+  await until(() => !existsSync(`/proc/${worker}`), { timeoutMs: 10_000, what: 'its worker to leave' })
+  t.equal(mine().length, 1)
+  const next = startUsr2(t, await appOptions(t))
+  await next.ready()
+  t.same(mine(), [])
+  await next.stop()
 })

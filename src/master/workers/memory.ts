@@ -6,10 +6,9 @@
  */
 import { readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
-import { posix } from 'node:path'
+import { attempt, cgroups } from './cgroups.ts'
+import type { Read } from './cgroups.ts'
 
-/** @throws when there is no such file */
-export type Read = (path: string) => string
 const readFile: Read = (path) => readFileSync(path, 'utf8')
 
 /** Resident memory in bytes (proc(5), VmRSS), or null when the process is gone. */
@@ -113,68 +112,6 @@ function left(limit: number, used: number, reclaimable: number | null): number {
   return Math.max(0, limit - Math.max(0, used - (reclaimable ?? 0)))
 }
 
-interface Cgroup {
-  readonly version: 1 | 2
-  readonly directory: string
-}
-
-/** Our own and all above, as far as they are mounted here, of every hierarchy: with "hybrid" setups both versions. */
-function cgroups(read: Read): Cgroup[] {
-  const mounts = mountsOf(attempt(read, '/proc/self/mountinfo') ?? '')
-  // cgroups(7): `hierarchy-ID:controllers:path`; of version 2 `0::path`.
-  const lines = (attempt(read, '/proc/self/cgroup') ?? '').split('\n')
-  return lines.flatMap((line) => {
-    const [, id, controllers = '', path = '/'] = /^(\d+):([^:]*):(.*)$/.exec(line) ?? []
-    if (id === undefined) return []
-    const version = id === '0' && controllers === '' ? 2 : 1
-    const wanted = controllers.split(',').filter((name) => name === 'memory' || name === 'cpu')
-    if (version === 1 && wanted.length === 0) return []
-    const own = mounts.filter(
-      (mount) =>
-        mount.version === version && (version === 2 || wanted.some((name) => mount.options.includes(name))),
-    )
-    const directories = own.flatMap((mount) => directoriesOf(mount, path))
-    return [...new Set(directories)].map((directory) => ({ version, directory }) as const)
-  })
-}
-
-interface Mount {
-  readonly version: 1 | 2
-  /** The cgroup that is mounted. */
-  readonly root: string
-  readonly at: string
-  readonly options: readonly string[]
-}
-
-/** proc(5): `36 35 98:0 /root /mounted/at rw,noatime master:1 - cgroup source rw,memory`. */
-function mountsOf(text: string): Mount[] {
-  return text.split('\n').flatMap((line) => {
-    const [before = '', after = ''] = line.split(' - ')
-    const [, , , root = '/', at = ''] = before.split(' ').map(unescape)
-    const [kind, , options = ''] = after.split(' ')
-    if (kind !== 'cgroup' && kind !== 'cgroup2') return []
-    return [{ version: kind === 'cgroup2' ? 2 : 1, root, at, options: options.split(',') } as const]
-  })
-}
-
-/** Blanks in paths are written in octal. */
-const unescape = (text: string): string =>
-  text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
-
-/**
- * From our cgroup up to the one that is mounted. A container without a cgroup namespace sees the host's path
- * (`/docker/abc`) and has that very cgroup mounted (root `/docker/abc`): the path counts from there. One that is not
- * beneath what is mounted, or unknown from here (`/..` in a namespace, cgroup_namespaces(7)), leaves the mount itself.
- */
-function directoriesOf({ root, at }: Mount, path: string): string[] {
-  const below = posix.relative(root, path)
-  const isBelow = !root.startsWith('/..') && !path.startsWith('/..') && !/^\.\.(\/|$)/.test(below)
-  const found: string[] = []
-  for (let to = isBelow ? below : ''; to !== '' && to !== '.'; to = posix.dirname(to))
-    found.push(posix.join(at, to))
-  return [...found, at]
-}
-
 function stat(read: Read, directory: string, name: string): number | null {
   const value = new RegExp(`^${name} (\\d+)$`, 'm').exec(attempt(read, `${directory}/memory.stat`) ?? '')?.[1]
   return value === undefined ? null : Number(value)
@@ -189,14 +126,6 @@ function numberIn(read: Read, path: string): number | null {
 function fieldBytes(read: Read, path: string, name: string): number | null {
   const kib = new RegExp(`^${name}:\\s+(\\d+) kB$`, 'm').exec(attempt(read, path) ?? '')?.[1]
   return kib === undefined ? null : Number(kib) * 1024
-}
-
-function attempt(read: Read, path: string): string | null {
-  try {
-    return read(path)
-  } catch {
-    return null
-  }
 }
 
 const smallest = (values: readonly number[]): number | null =>

@@ -1,6 +1,6 @@
 import t from 'tap'
+import type { Read } from '../../../src/master/workers/cgroups.ts'
 import {
-  type Read,
   autoWorkers,
   freeBytes,
   quotaCpus,

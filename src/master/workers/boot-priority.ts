@@ -1,0 +1,127 @@
+/**
+ * A booting worker yields the processor to those that serve: by a cgroup of its own where it may have one, else by
+ * niceness. For at most {@link MAX_YIELD_MS}; and nobody to yield to, as at the first start, no yielding.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Logger } from '../report.ts'
+import { MAX_YIELD_MS, canRaise, lower, raise } from './niceness.ts'
+import { WorkerGroups, placeForGroups } from './worker-groups.ts'
+
+/** What a worker has left running was killed just now. A group that stays is removed by the next master. */
+const CLOSE_MS = 500
+const LOOK_MS = 20
+
+interface Booting {
+  readonly id: number
+  readonly pid: number | null
+  readonly alive: boolean
+}
+
+interface Yielding {
+  readonly by: 'group' | 'niceness'
+  readonly pid: number
+  readonly isAlive: () => boolean
+  readonly timer: NodeJS.Timeout
+}
+
+export class BootPriority {
+  private readonly log: Logger
+  private readonly canRaise = canRaise()
+  private readonly groups: WorkerGroups | null
+  /** Whether a group that could not be made or entered has shown that there can be none here. */
+  private refused = false
+  private readonly yielding = new Map<number, Yielding>()
+
+  constructor(log: Logger) {
+    this.log = log
+    this.groups = this.groupsHere()
+  }
+
+  private groupsHere(): WorkerGroups | null {
+    const place = placeForGroups()
+    if (place === null) return null
+    try {
+      return new WorkerGroups(place)
+    } catch (error) {
+      this.giveUp(error)
+      return null
+    }
+  }
+
+  /** It was just started. `yields`: others serve. */
+  begin(worker: Booting, yields: boolean): void {
+    const { pid } = worker
+    if (pid === null) return
+    // Also one that does not yield: beside the groups of others, all that have none share one weight.
+    const by = this.enterGroup(worker, pid, yields) ? 'group' : 'niceness'
+    if (yields) this.yields(worker, pid, by)
+  }
+
+  private yields(worker: Booting, pid: number, by: Yielding['by']): void {
+    const { id } = worker
+    if (by === 'niceness') lower(pid, this.canRaise)
+    this.forget(id)
+    const timer = setTimeout(() => this.end(id), MAX_YIELD_MS).unref()
+    this.yielding.set(id, { by, pid, isAlive: () => worker.alive, timer })
+  }
+
+  private enterGroup(worker: Booting, pid: number, idle: boolean): boolean {
+    const { groups } = this
+    if (groups === null || this.refused) return false
+    try {
+      groups.make(worker.id, { idle })
+    } catch (error) {
+      this.giveUp(error)
+      groups.removeEmpty()
+      return false
+    }
+    groups.move(worker.id, pid).catch((error: unknown) => {
+      groups.removeEmpty()
+      if (!worker.alive) return
+      this.giveUp(error)
+      if (this.yielding.has(worker.id)) this.yields(worker, pid, 'niceness')
+    })
+    return true
+  }
+
+  /** It serves, or has yielded for long enough. */
+  end(id: number): void {
+    const yielding = this.yielding.get(id)
+    if (yielding === undefined) return
+    this.forget(id)
+    if (yielding.by === 'niceness') return raise(yielding.pid, this.canRaise, yielding.isAlive)
+    try {
+      this.groups?.serve(id)
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error)
+      this.log.warn(
+        { event: 'stays-idle', pid: yielding.pid },
+        `worker ${yielding.pid} gets what processor time others leave: ${why}`,
+      )
+    }
+  }
+
+  /** It has ended. */
+  exited(id: number): void {
+    this.forget(id)
+    this.groups?.removeEmpty()
+  }
+
+  /** No worker is left. */
+  async close(): Promise<void> {
+    for (const id of [...this.yielding.keys()]) this.forget(id)
+    const until = performance.now() + CLOSE_MS
+    while (this.groups?.removeEmpty() === 'some-stay' && performance.now() < until) await sleep(LOOK_MS)
+  }
+
+  private forget(id: number): void {
+    clearTimeout(this.yielding.get(id)?.timer)
+    this.yielding.delete(id)
+  }
+
+  private giveUp(error: unknown): void {
+    this.refused = true
+    const why = error instanceof Error ? error.message : String(error)
+    this.log.debug({ event: 'no-groups' }, `workers get no cgroups of their own: ${why}`)
+  }
+}
