@@ -18,10 +18,10 @@ import { writeFile } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { attempt, cgroups } from './cgroups.ts'
 import type { Read } from './cgroups.ts'
-import { isAlive } from './leftovers.ts'
+import { statOf } from '../proc.ts'
 
 export const SUBGROUP = 'usr2'
-const NAME = /^usr2-(\d+)-\d+$/
+const NAME = /^usr2-(\d+)-(\d+)-\d+$/
 
 /** What this looks at, for tests. */
 export interface Surroundings {
@@ -70,8 +70,8 @@ export class WorkerGroups {
     if (existsSync(control) && !readFileSync(control, 'utf8').split(/\s/).includes('cpu'))
       writeFileSync(control, '+cpu')
     for (const name of readdirSync(place)) {
-      const [, master] = NAME.exec(name) ?? []
-      if (master !== undefined && !isAlive(Number(master))) remove(join(place, name))
+      const [, master, since] = NAME.exec(name) ?? []
+      if (master !== undefined && sinceOf(Number(master)) !== since) remove(join(place, name))
     }
   }
 
@@ -120,4 +120,8 @@ function remove(group: string): 'gone' | 'stays' {
   }
 }
 
-const nameOf = (id: number): string => `usr2-${process.pid}-${id}`
+/** When it was started. With its pid that tells it from all others, also from the first process of another container. */
+const sinceOf = (pid: number): string => statOf(`/proc/${pid}/stat`)?.since ?? ''
+
+const prefix = `usr2-${process.pid}-${sinceOf(process.pid)}-`
+const nameOf = (id: number): string => `${prefix}${id}`

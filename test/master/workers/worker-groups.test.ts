@@ -2,9 +2,11 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import type { Read } from '../../../src/master/workers/cgroups.ts'
+import { statOf } from '../../../src/master/proc.ts'
 import { WorkerGroups, placeForGroups } from '../../../src/master/workers/worker-groups.ts'
 
 const PID = 42
+const NAME = `usr2-${process.pid}-${statOf('/proc/self/stat')?.since}`
 const V2 = '30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate'
 const V1 = '40 31 0:32 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct'
 
@@ -70,7 +72,7 @@ t.test('a group is made, entered, no longer idle', async (t) => {
   const place = t.testdir({})
   const groups = new WorkerGroups(place)
   groups.make(3, { idle: true })
-  const group = join(place, `usr2-${process.pid}-3`)
+  const group = join(place, `${NAME}-3`)
   const file = (name: string) => readFileSync(join(group, name), 'utf8')
   t.equal(file('cpu.idle'), '1')
   await groups.move(3, 4711)
@@ -78,18 +80,19 @@ t.test('a group is made, entered, no longer idle', async (t) => {
   groups.serve(3)
   t.equal(file('cpu.idle'), '0')
   groups.make(4, { idle: false })
-  t.equal(readFileSync(join(place, `usr2-${process.pid}-4`, 'cpu.idle'), 'utf8'), '0')
+  t.equal(readFileSync(join(place, `${NAME}-4`, 'cpu.idle'), 'utf8'), '0')
   t.throws(() => groups.make(4, { idle: true }), { code: 'EEXIST' })
   await t.rejects(groups.move(5, 1), { code: 'ENOENT' })
 })
 
 t.test('what dead masters have left is removed, and nothing else', async (t) => {
-  const [mine, foreign] = [`usr2-${process.pid}-1`, 'usr2-jobs']
+  const [mine, foreign] = [`${NAME}-1`, 'usr2-jobs']
   const place = t.testdir({ [mine]: {}, [foreign]: {} })
-  // No pid is as large (proc(5), pid_max).
-  mkdirSync(join(place, 'usr2-99999999-1'))
+  // No pid is as large (proc(5), pid_max); and an earlier process of our own pid.
+  const dead = ['usr2-99999999-1234-1', `usr2-${process.pid}-1-1`]
+  for (const name of dead) mkdirSync(join(place, name))
   new WorkerGroups(place)
-  t.notOk(existsSync(join(place, 'usr2-99999999-1')))
+  for (const name of dead) t.notOk(existsSync(join(place, name)), name)
   t.ok(existsSync(join(place, mine)))
   t.ok(existsSync(join(place, foreign)))
 })
