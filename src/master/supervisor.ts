@@ -307,6 +307,7 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
       return { ok: false, reasons: [`reading the new version failed: ${String(error)}`] }
     })
     if (!result.ok) return this.dispatch({ e: 'pin-failed', reload, reasons: result.reasons })
+    await this.bootPriority.prepare()
     const { top } = this.state
     if (top.k !== 'rolling-out' || top.rollout.id !== reload || top.rollout.doing.k !== 'pinning') return
     this.pinned.set(this.state.nextGeneration, result.pinned)

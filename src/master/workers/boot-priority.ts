@@ -1,6 +1,6 @@
 /**
  * A booting worker yields the processor to those that serve: by a cgroup of its own where it may have one, else by
- * niceness. For at most {@link MAX_YIELD_MS}; and nobody to yield to, as at the first start, no yielding.
+ * niceness. For at most {@link MAX_YIELD_MS}; and where there is nobody to yield to, as at the first start, not at all.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from '../report.ts'
@@ -18,10 +18,10 @@ interface Booting {
 }
 
 interface Yielding {
-  readonly by: 'group' | 'niceness'
   readonly pid: number
   readonly isAlive: () => boolean
   readonly timer: NodeJS.Timeout
+  readonly by: 'group' | 'niceness'
 }
 
 export class BootPriority {
@@ -48,21 +48,22 @@ export class BootPriority {
     }
   }
 
+  /** Workers will be started in a moment: what takes the kernel its time is done before. */
+  async prepare(): Promise<void> {
+    if (this.refused) return
+    await this.groups?.prepare().catch((error: unknown) => this.giveUp(error))
+  }
+
   /** It was just started. `yields`: others serve. */
   begin(worker: Booting, yields: boolean): void {
-    const { pid } = worker
+    const { id, pid } = worker
     if (pid === null) return
     // Also one that does not yield: beside the groups of others, all that have none share one weight.
     const by = this.enterGroup(worker, pid, yields) ? 'group' : 'niceness'
-    if (yields) this.yields(worker, pid, by)
-  }
-
-  private yields(worker: Booting, pid: number, by: Yielding['by']): void {
-    const { id } = worker
+    if (!yields) return
     if (by === 'niceness') lower(pid, this.canRaise)
-    this.forget(id)
     const timer = setTimeout(() => this.end(id), MAX_YIELD_MS).unref()
-    this.yielding.set(id, { by, pid, isAlive: () => worker.alive, timer })
+    this.yielding.set(id, { pid, isAlive: () => worker.alive, timer, by })
   }
 
   private enterGroup(worker: Booting, pid: number, idle: boolean): boolean {
@@ -79,7 +80,10 @@ export class BootPriority {
       groups.removeEmpty()
       if (!worker.alive) return
       this.giveUp(error)
-      if (this.yielding.has(worker.id)) this.yields(worker, pid, 'niceness')
+      const yielding = this.yielding.get(worker.id)
+      if (yielding === undefined) return
+      lower(pid, this.canRaise)
+      this.yielding.set(worker.id, { ...yielding, by: 'niceness' })
     })
     return true
   }
@@ -89,15 +93,13 @@ export class BootPriority {
     const yielding = this.yielding.get(id)
     if (yielding === undefined) return
     this.forget(id)
-    if (yielding.by === 'niceness') return raise(yielding.pid, this.canRaise, yielding.isAlive)
+    const { pid, isAlive, by } = yielding
+    if (by === 'niceness') return raise(pid, this.canRaise, isAlive)
     try {
       this.groups?.serve(id)
     } catch (error) {
-      const why = error instanceof Error ? error.message : String(error)
-      this.log.warn(
-        { event: 'stays-idle', pid: yielding.pid },
-        `worker ${yielding.pid} gets what processor time others leave: ${why}`,
-      )
+      // It never got there, or there is nothing that one could do.
+      this.giveUp(error)
     }
   }
 

@@ -3,7 +3,7 @@
  * at once; by niceness alone he waits until the slice of the one that runs is over, 1.4 to 4 ms, however low its priority
  * (Linux 6.18). p99 while two workers boot on two processors: 0.9 to 1.1 of what it was before, and 1.1 to 1.6 by
  * niceness in the same hour (docs/measurements.md). To become like the others takes one write of 0.1 ms, which holds
- * for all that the worker has started as well; to move a process takes the kernel 7 to 14 ms, so it is done once.
+ * for all that the worker has started as well; to move a process takes the kernel 7 to 15 ms, so it is done once.
  * (Documentation/admin-guide/cgroup-v2.rst, "CPU Interface Files"; Linux 5.15 and newer, both versions.)
  *
  * Where such groups can be made:
@@ -37,17 +37,25 @@ const here = (): Surroundings => ({
   pid: process.pid,
 })
 
-/** The directory in which groups can be made; null: nowhere. Whether it may be written shows when it is. */
-export function placeForGroups({ read, systemd, pid }: Surroundings = here()): string | null {
+/** Directories. */
+export interface PlaceForGroups {
+  /** In which groups can be made. */
+  readonly place: string
+  /** Of the cgroup that the master is in. */
+  readonly own: string
+}
+
+/** null: groups can be made nowhere. Whether it may be written shows when it is. */
+export function placeForGroups({ read, systemd, pid }: Surroundings = here()): PlaceForGroups | null {
   for (const { version, controllers, directory } of cgroups(read)) {
     const members = (attempt(read, join(directory, 'cgroup.procs')) ?? '').split('\n')
     // Our own, not one above it, nor what a container has mounted in its place.
     if (!members.includes(String(pid))) continue
-    if (version === 1 && controllers.includes('cpu') && !systemd) return directory
+    if (version === 1 && controllers.includes('cpu') && !systemd) return { place: directory, own: directory }
     if (version === 2 && basename(directory) === SUBGROUP) {
       const service = dirname(directory)
       const has = (attempt(read, join(service, 'cgroup.controllers')) ?? '').trim().split(' ')
-      if (has.includes('cpu')) return service
+      if (has.includes('cpu')) return { place: service, own: directory }
     }
   }
   return null
@@ -55,16 +63,19 @@ export function placeForGroups({ read, systemd, pid }: Surroundings = here()): s
 
 export class WorkerGroups {
   private readonly place: string
+  /** Where the master is. */
+  private readonly own: string
   private readonly made = new Set<string>()
 
   /**
    * Removes what masters that have died have left there, unless a worker of theirs lives.
    *
-   * @param place what {@link placeForGroups} gives
+   * @param where what {@link placeForGroups} gives
    * @throws {Error} the system's, when it may not be written
    */
-  constructor(place: string) {
+  constructor({ place, own }: PlaceForGroups) {
     this.place = place
+    this.own = own
     const control = join(place, 'cgroup.subtree_control')
     // Of version 1 there is none.
     if (existsSync(control) && !readFileSync(control, 'utf8').split(/\s/).includes('cpu'))
@@ -73,6 +84,18 @@ export class WorkerGroups {
       const [, master, since] = NAME.exec(name) ?? []
       if (master !== undefined && sinceOf(Number(master)) !== since) remove(join(place, name))
     }
+  }
+
+  /**
+   * To move a process, the kernel waits until no other processor is forking (a grace period of RCU); whoever moves the next one
+   * within a few milliseconds need not. So for that time a worker that was just started would not be idle: of 31 late
+   * requests in 6 reloads 10 waited for one, all within 28 ms of the signal. Now it takes 0.1 ms. What is moved here is this process,
+   * to where it is.
+   *
+   * @throws {Error} the system's
+   */
+  async prepare(): Promise<void> {
+    await writeFile(join(this.own, 'cgroup.procs'), String(process.pid))
   }
 
   /**

@@ -26,7 +26,7 @@ t.test('version 2: only where systemd has made our subgroup', async (t) => {
     return placeForGroups({ read: files({ ...proc, ...own, ...more }), systemd: true, pid: PID })
   }
   const has = { [`${at}/cgroup.controllers`]: 'cpu memory pids' }
-  t.equal(place('/system.slice/shop.service/usr2', has), at)
+  t.same(place('/system.slice/shop.service/usr2', has), { place: at, own: `${at}/usr2` })
   t.equal(place('/system.slice/shop.service', has), null, 'Delegate= alone, or none')
   t.equal(place('/system.slice/shop.service/main', has), null, 'somebody else’s subgroup')
   t.equal(
@@ -48,7 +48,8 @@ t.test('version 1: where no systemd minds, below our own', async (t) => {
       }),
       ...{ systemd, pid: PID },
     })
-  t.equal(place(false, `7\n${PID}`), '/sys/fs/cgroup/cpu,cpuacct/jobs')
+  const jobs = '/sys/fs/cgroup/cpu,cpuacct/jobs'
+  t.same(place(false, `7\n${PID}`), { place: jobs, own: jobs })
   t.equal(place(true, `7\n${PID}`), null)
   t.equal(place(false, '7\n421'), null, 'what is mounted there is not ours')
   const memory = '41 31 0:33 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,memory'
@@ -61,16 +62,18 @@ t.test('no cgroups at all', async (t) => {
 
 t.test('the controller is switched on once', async (t) => {
   const place = t.testdir({ 'cgroup.subtree_control': 'memory\n' })
-  new WorkerGroups(place)
+  new WorkerGroups({ place, own: place })
   t.equal(readFileSync(join(place, 'cgroup.subtree_control'), 'utf8'), '+cpu')
   writeFileSync(join(place, 'cgroup.subtree_control'), 'memory cpu\n')
-  new WorkerGroups(place)
+  new WorkerGroups({ place, own: place })
   t.equal(readFileSync(join(place, 'cgroup.subtree_control'), 'utf8'), 'memory cpu\n')
 })
 
 t.test('a group is made, entered, no longer idle', async (t) => {
   const place = t.testdir({})
-  const groups = new WorkerGroups(place)
+  const groups = new WorkerGroups({ place, own: t.testdirName })
+  await groups.prepare()
+  t.equal(readFileSync(join(place, 'cgroup.procs'), 'utf8'), `${process.pid}`, 'moved to where it is')
   groups.make(3, { idle: true })
   const group = join(place, `${NAME}-3`)
   const file = (name: string) => readFileSync(join(group, name), 'utf8')
@@ -91,7 +94,7 @@ t.test('what dead masters have left is removed, and nothing else', async (t) => 
   // No pid is as large (proc(5), pid_max); and an earlier process of our own pid.
   const dead = ['usr2-99999999-1234-1', `usr2-${process.pid}-1-1`]
   for (const name of dead) mkdirSync(join(place, name))
-  new WorkerGroups(place)
+  new WorkerGroups({ place, own: place })
   for (const name of dead) t.notOk(existsSync(join(place, name)), name)
   t.ok(existsSync(join(place, mine)))
   t.ok(existsSync(join(place, foreign)))
