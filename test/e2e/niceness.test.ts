@@ -5,7 +5,7 @@ import { getPriority } from 'node:os'
 import { basename, join } from 'node:path'
 import t from 'tap'
 import { BOOT_NICE, canRaise, lower, raise } from '../../src/master/workers/niceness.ts'
-import { placeForGroups } from '../../src/master/workers/worker-groups.ts'
+import { WorkerGroups, placeForGroups } from '../../src/master/workers/worker-groups.ts'
 import { freePort } from '../helpers/tmp.ts'
 import { until } from '../helpers/wait.ts'
 import { startUsr2, type Usr2, type Usr2Options } from '../helpers/usr2.ts'
@@ -183,6 +183,32 @@ t.test(
     t.same(left(), [], 'the groups go with their workers')
   },
 )
+
+t.test('a group that nobody is in yet stays when others are removed', { skip: noGroups }, async (t) => {
+  const own = placeForGroups()
+  if (own === null) throw new Error('no place')
+  const child = spawn(process.execPath, ['-e', 'process.stdin.resume()'], {
+    stdio: ['pipe', 'ignore', 'ignore'],
+  })
+  t.teardown(() => child.kill('SIGKILL'))
+  const { pid } = child
+  if (pid === undefined) throw new Error('no child')
+  const mine = (): string[] =>
+    readdirSync(own.place).filter((name) => name.startsWith(`usr2-${process.pid}-`))
+  const groups = new WorkerGroups(own)
+  await groups.prepare()
+  groups.make(1, { idle: true })
+  t.equal(groups.removeEmpty(), 'all-gone')
+  t.equal(mine().length, 1)
+  await groups.move(1, pid)
+  t.equal(groups.removeEmpty(), 'some-stay')
+  groups.serve(1)
+  const ended = new Promise((resolve) => child.once('exit', resolve))
+  child.stdin?.end()
+  await ended
+  t.equal(groups.removeEmpty(), 'all-gone')
+  t.same(mine(), [])
+})
 
 t.test('what a killed master has left is removed by the next one', { skip: noGroups }, async (t) => {
   const dead = startUsr2(t, await appOptions(t))

@@ -65,6 +65,7 @@ export class WorkerGroups {
   private readonly place: string
   /** Where the master is. */
   private readonly own: string
+  /** Not those that nobody has moved to yet: another worker's end would take them away. */
   private readonly made = new Set<string>()
 
   /**
@@ -106,13 +107,21 @@ export class WorkerGroups {
   make(id: number, { idle }: { readonly idle: boolean }): void {
     const name = nameOf(id)
     mkdirSync(join(this.place, name))
-    this.made.add(name)
-    writeFileSync(join(this.place, name, 'cpu.idle'), idle ? '1' : '0')
+    try {
+      writeFileSync(join(this.place, name, 'cpu.idle'), idle ? '1' : '0')
+    } catch (error) {
+      this.made.add(name)
+      throw error
+    }
   }
 
   /** @throws {Error} the system's, and the process is where it was */
   async move(id: number, pid: number): Promise<void> {
-    await writeFile(join(this.place, nameOf(id), 'cgroup.procs'), String(pid))
+    try {
+      await writeFile(join(this.place, nameOf(id), 'cgroup.procs'), String(pid))
+    } finally {
+      this.made.add(nameOf(id))
+    }
   }
 
   /**
