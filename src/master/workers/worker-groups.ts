@@ -1,8 +1,8 @@
 /**
  * A cgroup for each worker, which is idle (`cpu.idle`) while the worker boots. Whoever else wakes then gets the processor
  * at once; by niceness alone he waits until the slice of the one that runs is over, 1.4 to 4 ms, however low its priority
- * (Linux 6.18). p99 while two workers boot on two processors: 0.9 to 1.1 of what it was before, and 1.1 to 1.6 by
- * niceness in the same hour (docs/measurements.md). To become like the others takes one write of 0.1 ms, which holds
+ * (Linux 6.18). p99 while two workers boot on two processors: 1.1 to 1.7 of what it was before, and 1.8 to 2.5 by
+ * niceness, in turns (docs/measurements.md). To become like the others takes one write of 0.1 ms, which holds
  * for all that the worker has started as well; to move a process takes the kernel 7 to 15 ms, so it is done once.
  * (Documentation/admin-guide/cgroup-v2.rst, "CPU Interface Files"; Linux 5.15 and newer, both versions.)
  *
@@ -88,10 +88,9 @@ export class WorkerGroups {
   }
 
   /**
-   * To move a process, the kernel waits until no other processor is forking (a grace period of RCU); whoever moves the next one
-   * within a few milliseconds need not. So for that time a worker that was just started would not be idle: of 31 late
-   * requests in 6 reloads 10 waited for one, all within 28 ms of the signal. Now it takes 0.1 ms. What is moved here is this process,
-   * to where it is.
+   * To move a process, the kernel waits for a grace period (RCU), 7 to 15 ms; the next move within a few milliseconds takes
+   * 0.1 ms. Without this a worker would not be idle for that time after its start: of 31 late requests in 6 reloads 10 waited
+   * for one, all within 28 ms of the signal. What is moved here is this process, to where it is.
    *
    * @throws {Error} the system's
    */
