@@ -220,7 +220,7 @@ t.test('what a killed master has left is removed by the next one', { skip: noGro
   )
   dead.signal('SIGKILL')
   await until(() => !existsSync(`/proc/${worker}`), { timeoutMs: 10_000, what: 'its worker to leave' })
-  t.equal(mine().length, 1)
+  // By now any other master may have removed it, of a test beside this one.
   const next = startUsr2(t, await appOptions(t))
   await next.ready()
   t.same(mine(), [])
