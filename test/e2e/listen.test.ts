@@ -16,7 +16,7 @@ import type { TestLike } from '../helpers/scope.ts'
 import { run, start, type TestProcess } from '../helpers/spawn.ts'
 import { freePort, shortTmp } from '../helpers/tmp.ts'
 import { fixture, startUsr2 } from '../helpers/usr2.ts'
-import { deadline } from '../helpers/wait.ts'
+import { deadline, until } from '../helpers/wait.ts'
 
 const PORTS = 60
 
@@ -354,11 +354,28 @@ t.test('nobody meets a candidate while one of its listens waits, of which it may
   // Its only listener is held already, and it would be ready at once.
   const slow = `
     const dns = require('node:dns')
+    const { existsSync } = require('node:fs')
     const { lookup } = dns
-    dns.lookup = (...args) => setTimeout(() => lookup(...args), 500)
+    dns.lookup = (...args) => {
+      console.log('looks up')
+      const gate = setInterval(() => {
+        if (!existsSync('gate')) return
+        clearInterval(gate)
+        lookup(...args)
+      }, 10)
+    }
     http.createServer(answer).listen(${taken}, 'localhost')`
   writeFileSync(join(usr2.cwd, entry), app(slow))
-  const { code, stderr } = await usr2.reload()
+  const reload = usr2.reload()
+  await usr2.process.line(/^looks up$/)
+  // Time enough for new connections to meet it, if they could.
+  const { requests } = await load.snapshot()
+  await until(async () => (await load.snapshot()).requests > requests + 100, {
+    timeoutMs: 10_000,
+    what: '100 more answers',
+  })
+  writeFileSync(join(usr2.cwd, 'gate'), '')
+  const { code, stderr } = await reload
   t.equal(code, 1)
   t.match(stderr, `in use by pid ${process.pid} (`)
   const result = await load.stop()

@@ -10,6 +10,8 @@ import { WorkerGroups, placeForGroups } from './worker-groups.ts'
 /** What a worker has left running was killed just now. A group that stays is removed by the next master. */
 const CLOSE_MS = 500
 const LOOK_MS = 20
+/** It takes 7 to 15. */
+const PREPARE_MS = 100
 
 interface Booting {
   readonly id: number
@@ -51,7 +53,9 @@ export class BootPriority {
   /** Workers will be started in a moment: what takes the kernel its time is done before. */
   async prepare(): Promise<void> {
     if (this.refused) return
-    await this.groups?.prepare().catch((error: unknown) => this.giveUp(error))
+    const prepared = this.groups?.prepare().catch((error: unknown) => this.giveUp(error))
+    // A kernel that takes its time holds up no reload: the workers then move a little later.
+    await Promise.race([prepared, sleep(PREPARE_MS, undefined, { ref: false })])
   }
 
   /** It was just started. `yields`: others serve. */
