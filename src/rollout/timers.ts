@@ -1,19 +1,30 @@
-/** Every timer in a state, by one walk over it. Pure. */
+/** Every timer in a state, by one walk over what a step has changed. Pure. */
 import type { Ms, State, Timer } from './state.ts'
 
 const isTimer = (x: object): x is Timer => 'timerAt' in x
 
-function* timersIn(x: unknown): Generator<Timer> {
-  if (typeof x !== 'object' || x === null) return
-  if (isTimer(x)) yield x
-  else for (const inner of x instanceof Map ? x.values() : Object.values(x)) yield* timersIn(inner)
+/**
+ * The first timer of each part of a state. No part is ever changed, a step puts new ones in their place: of 20 messages of
+ * a reload each touches one worker, and to walk all the rest again took 2 ms of the master's 18.
+ */
+const firsts = new WeakMap<object, Ms>()
+
+function firstIn(x: unknown): Ms {
+  if (typeof x !== 'object' || x === null) return Infinity
+  if (isTimer(x)) return x.timerAt
+  const known = firsts.get(x)
+  if (known !== undefined) return known
+  let first = Infinity
+  for (const inner of x instanceof Map ? x.values() : Object.values(x))
+    first = Math.min(first, firstIn(inner))
+  firsts.set(x, first)
+  return first
 }
 
 /** When the machine next cares, or null: the one timer that the shell has to keep. */
 export function deadline(state: State): Ms | null {
-  let first: Ms | null = null
-  for (const { timerAt } of timersIn(state)) if (first === null || timerAt < first) first = timerAt
-  return first
+  const first = firstIn(state)
+  return first === Infinity ? null : first
 }
 
 /** The same state with every timer `byMs` later. */

@@ -336,6 +336,16 @@ export function laws(plan: Plan): Record<string, Law> {
       if (after.top.k === 'ended') must(next === null, 'a timer outlives the end')
     },
 
+    'what is remembered of a part of the state is still so: nothing in it was changed in place'({
+      world,
+      after,
+    }) {
+      if (world.steps % 5 !== 0) return
+      // Nothing is remembered of a copy.
+      const walked = deadline(structuredClone(after))
+      must(world.wakes === walked, `${world.wakes} remembered, ${walked} in it`)
+    },
+
     'same input, same output'({ world, before, event, after, commands }) {
       // Half of the time of all laws together; what is not pure shows in a fifth of the steps too.
       if (world.steps % 5 !== 0) return
