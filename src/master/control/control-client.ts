@@ -2,7 +2,8 @@
  * The control socket, client end: finds a master, asks it, reads its replies. Prints nothing and decides nothing.
  *
  * A connection begins with a `hello` under a deadline. A master that is stopped (SIGSTOP, a debugger) still accepts:
- * the kernel does that for it. Only an answer tells that somebody is there.
+ * the kernel does that for it. Only an answer tells that somebody is there. A rollout with holds may say nothing for
+ * days, so who waits for its end asks for a `hello` now and then, on another connection ({@link Pulse}).
  */
 import { readdirSync } from 'node:fs'
 import net from 'node:net'
@@ -43,6 +44,9 @@ export class NoMasterError extends ControlError {
 export class MasterLostError extends ControlError {
   override name = 'MasterLostError'
 }
+
+/** The same, of a master that is there and says nothing. */
+class MuteError extends MasterLostError {}
 
 /** The master answered that it does not do what was asked. */
 export class RequestRefusedError extends ControlError {
@@ -87,8 +91,8 @@ export interface ControlConnection {
   send(request: ControlRequest): void
   /** @throws {MasterLostError} the connection ended, the reply cannot be read, or `timeoutMs` went by */
   next(timeoutMs?: number): Promise<ControlReply>
-  /** Hangs up. A rollout that was asked for goes on without us; a `next` that waits throws. */
-  close(): void
+  /** Hangs up. A rollout that was asked for goes on without us; a `next` that waits throws, and says `why`. */
+  close(why?: string): void
 }
 
 /** Pause before the next try at a master that has no room: at most so long, at random, so that nobody keeps step. */
@@ -109,7 +113,8 @@ export async function connectControl(path: string, { timeoutMs = 5000 } = {}): P
     } catch (error) {
       const pauseMs = TRY_AGAIN_MS * Math.random()
       if (!(error instanceof BusyError) || performance.now() + pauseMs > until) {
-        throw new NoMasterError(`${path}: ${error instanceof Error ? error.message : String(error)}`)
+        const why = error instanceof Error ? error.message : String(error)
+        throw new NoMasterError(`${path}: ${why}`, { cause: error })
       }
       await new Promise((resolve) => setTimeout(resolve, pauseMs))
     }
@@ -135,7 +140,7 @@ async function connectOnce(path: string, leftMs: number, timeoutMs: number): Pro
       hello,
       send: (request) => stream.send(request),
       next: (ms) => stream.next(ms),
-      close: () => stream.close(),
+      close: (why) => stream.close(why),
     }
   } catch (error) {
     stream.close()
@@ -228,6 +233,46 @@ export async function askStatus(
   }
 }
 
+/** How a master that has long to do is known to be alive. */
+export interface Pulse {
+  /** Pause between two looks. */
+  readonly everyMs: number
+  /** One that takes longer to say hello is given up. */
+  readonly timeoutMs: number
+}
+
+/** A machine that swaps, or a disk that hangs, holds up a master for seconds; for 40 nobody should wait unawares. */
+const PULSE: Pulse = { everyMs: 20_000, timeoutMs: 40_000 }
+
+/**
+ * Closes `connection` when its master says nothing any more. That the path is gone, or leads to another master, is no
+ * sign: one that stops takes it away, one that is replaced gives it up, and both still have to answer here.
+ *
+ * @returns ends it
+ */
+function feelPulse(connection: ControlConnection, { everyMs, timeoutMs }: Pulse): () => void {
+  let timer: NodeJS.Timeout
+  let isWanted = true
+  const wait = (): void => {
+    timer = setTimeout(() => void look(), everyMs)
+  }
+  const look = async (): Promise<void> => {
+    try {
+      const { close } = await connectControl(connection.path, { timeoutMs })
+      close()
+    } catch (error) {
+      const isMute = error instanceof NoMasterError && error.cause instanceof MuteError
+      if (isWanted && isMute) return connection.close(`it has said nothing for ${timeoutMs / 1000} s`)
+    }
+    if (isWanted) wait()
+  }
+  wait()
+  return () => {
+    isWanted = false
+    clearTimeout(timer)
+  }
+}
+
 /** How a reload or a rollback ended. */
 export interface RolloutEnd {
   readonly verdict: Verdict
@@ -253,8 +298,9 @@ export function askReload(
   connection: ControlConnection,
   { drop, wait }: ReloadRequest,
   watcher: RolloutWatcher = {},
+  pulse = PULSE,
 ): Promise<RolloutEnd> {
-  return follow(connection, { cmd: 'reload', drop, wait }, watcher)
+  return follow(connection, { cmd: 'reload', drop, wait }, watcher, pulse)
 }
 
 /** The same for the way back, also in what it throws. */
@@ -262,8 +308,9 @@ export function askRollback(
   connection: ControlConnection,
   { to, wait }: RollbackRequest,
   watcher: RolloutWatcher = {},
+  pulse = PULSE,
 ): Promise<RolloutEnd> {
-  return follow(connection, { cmd: 'rollback', to, wait }, watcher)
+  return follow(connection, { cmd: 'rollback', to, wait }, watcher, pulse)
 }
 
 /** The same for an upgrade of the master itself, also in what it throws. */
@@ -271,15 +318,18 @@ export function askUpgrade(
   connection: ControlConnection,
   { node }: UpgradeRequest,
   watcher: RolloutWatcher = {},
+  pulse = PULSE,
 ): Promise<RolloutEnd> {
-  return follow(connection, { cmd: 'upgrade', node }, watcher)
+  return follow(connection, { cmd: 'upgrade', node }, watcher, pulse)
 }
 
 async function follow(
   connection: ControlConnection,
   request: Extract<ControlRequest, { readonly cmd: 'reload' | 'rollback' | 'upgrade' }>,
   watcher: RolloutWatcher,
+  pulse: Pulse,
 ): Promise<RolloutEnd> {
+  const endPulse = feelPulse(connection, pulse)
   try {
     connection.send(request)
     let verdict: Verdict | null = null
@@ -301,6 +351,7 @@ async function follow(
       }
     }
   } finally {
+    endPulse()
     connection.close()
   }
 }
@@ -337,8 +388,9 @@ export async function askStop(
   connection: ControlConnection,
   how: StopHow,
   stopping: () => void = () => {},
-  { timeoutMs = 5000 }: { readonly timeoutMs?: number } = {},
+  { timeoutMs = 5000, pulse = PULSE }: { readonly timeoutMs?: number; readonly pulse?: Pulse } = {},
 ): Promise<void> {
+  const endPulse = feelPulse(connection, pulse)
   try {
     connection.send({ cmd: 'stop', how })
     const first = await connection.next(timeoutMs)
@@ -347,6 +399,7 @@ export async function askStop(
     const last = await connection.next()
     if (!('stopped' in last)) throw unexpected(connection, last)
   } finally {
+    endPulse()
     connection.close()
   }
 }
@@ -363,7 +416,7 @@ function unexpected({ hello }: ControlConnection, reply: ControlReply): ControlE
 class ReplyStream {
   readonly #socket: net.Socket
   readonly #lines = new Lines(MAX_REPLY_BYTES)
-  #end: string | null = null
+  #end: MasterLostError | null = null
   #wake: () => void = () => {}
   /** The kernel's queue of what the master has not taken in yet is full, or a crowd pushed us out before we could ask. */
   isBusy = false
@@ -376,9 +429,11 @@ class ReplyStream {
     })
     this.#socket.on('error', (error: NodeJS.ErrnoException) => {
       this.isBusy = ['EAGAIN', 'ECONNRESET', 'EPIPE'].includes(error.code ?? '')
-      this.#ended(describe(error))
+      this.#ended(new MasterLostError(describe(error)))
     })
-    this.#socket.on('close', () => this.#ended('the connection ended before the answer was complete'))
+    this.#socket.on('close', () =>
+      this.#ended(new MasterLostError('the connection ended before the answer was complete')),
+    )
   }
 
   send(request: ControlRequest): void {
@@ -389,7 +444,8 @@ class ReplyStream {
   async next(timeoutMs?: number, saidMs = timeoutMs): Promise<ControlReply> {
     let timer: NodeJS.Timeout | null = null
     if (timeoutMs !== undefined) {
-      timer = setTimeout(() => this.#ended(`no answer within ${Number(saidMs) / 1000} s`), timeoutMs)
+      const why = `no answer within ${Number(saidMs) / 1000} s`
+      timer = setTimeout(() => this.#ended(new MuteError(why)), timeoutMs)
     }
     try {
       for (;;) {
@@ -400,7 +456,7 @@ class ReplyStream {
           if ('ok' in parsed) return parsed.ok
           throw new MasterLostError(`a reply cannot be read: ${parsed.error}`)
         }
-        if (this.#end !== null) throw new MasterLostError(this.#end)
+        if (this.#end !== null) throw this.#end
         await new Promise<void>((wake) => (this.#wake = wake))
       }
     } finally {
@@ -408,13 +464,13 @@ class ReplyStream {
     }
   }
 
-  close(): void {
-    this.#ended('the connection was closed')
+  close(why = 'the connection was closed'): void {
+    this.#ended(new MasterLostError(why))
     this.#socket.destroy()
   }
 
   /** The first reason counts: `close` follows every error. What came before it can still be read. */
-  #ended(why: string): void {
+  #ended(why: MasterLostError): void {
     this.#end ??= why
     this.#wake()
   }

@@ -890,6 +890,40 @@ t.test('the client', async (t) => {
     t.match((await rejection(askStop(await connectControl(babbles), 'now'))).message, /something else/)
   })
 
+  t.test('who waits for an end knows a master that has long to do from one that hangs', async (t) => {
+    const pulse = { everyMs: 10, timeoutMs: 200 }
+    /** Says on each connection but the first `answer` to a hello, and ends the stop when that was asked often enough. */
+    const busyWithAStop = async (answer: string, looks: number): Promise<void> => {
+      let hellos = 0
+      let asker: net.Socket | undefined
+      const path = await pretend(t, (line, socket) => {
+        if (line.includes('stop')) {
+          asker = socket
+          socket.write('{"stopping":true}\n')
+          return
+        }
+        socket.write(hellos++ === 0 ? hello() : answer)
+        if (hellos > looks) asker?.write('{"stopped":true}\n')
+      })
+      await askStop(await connectControl(path), 'graceful', () => {}, { pulse })
+      t.ok(hellos > looks, `${hellos} times asked`)
+    }
+    await busyWithAStop(hello(), 5)
+    // A look takes its 200 ms with some four tries: these are several looks that found no master.
+    await busyWithAStop('{"error":"No room.","busy":true}\n', 20)
+    await busyWithAStop(hello(2), 5)
+
+    let isHanging = false
+    const hangs = await pretend(t, (_, socket) => {
+      if (!isHanging) socket.write(hello())
+      isHanging = true
+    })
+    const waiting = askReload(await connectControl(hangs), { drop: [], wait: 'promoted' }, {}, pulse)
+    const lost = await rejection(waiting)
+    t.ok(lost instanceof MasterLostError)
+    t.equal(lost.message, 'it has said nothing for 0.2 s')
+  })
+
   t.test('reads what was said before the end', async (t) => {
     const path = await pretend(t, (line, socket) => {
       if (line.includes('hello')) socket.write(hello())
