@@ -11,6 +11,7 @@ import type { ServerHttp2Stream } from 'node:http2'
 import type { Server, Socket } from 'node:net'
 import { ENDINGS } from '../protocol.ts'
 import type { Counts, Ending, Slowest } from '../protocol.ts'
+import { now } from './clock.ts'
 
 const CONNECTION = Symbol('usr2.connection')
 /**
@@ -176,7 +177,7 @@ export class Ledger {
       connection.started++
       connection.request = request
       connection.response = response
-      connection.requestSince = performance.now()
+      connection.requestSince = now()
       if (connection.started === 2) ledger.onSecondRequest?.(connection, request)
     })
     diagnostics.subscribe('http.server.response.finish', (message) => {
