@@ -15,7 +15,7 @@ interface Thing {
 
 /** All that a connection holds: one, or each stream of an HTTP/2 session. */
 function thingsOf(connection: Connection): Thing[] {
-  const { kind, streams, request, response, since } = connection
+  const { kind, streams, response, since } = connection
   if (kind === 'websocket' || kind === 'upgraded') return [{ what: kind, connection, since }]
   const whatOf = (body: Parameters<typeof isEventStream>[0]): HeldKind =>
     isEventStream(body) ? 'event-stream' : 'request'
@@ -27,8 +27,8 @@ function thingsOf(connection: Connection): Thing[] {
       since,
     }))
   }
-  if (request && !isIdle(connection))
-    return [{ what: whatOf(response), connection, request, since: connection.requestSince }]
+  if (response && !isIdle(connection))
+    return [{ what: whatOf(response), connection, request: response.req, since: connection.requestSince }]
   return [{ what: connection.http || kind === 'http2' ? 'idle' : 'raw', connection, since }]
 }
 
