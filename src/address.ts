@@ -76,7 +76,8 @@ export function isListenerKey(text: string): boolean {
  * Linux tells of it only at `listen(2)` when neither listens yet, so it has to be known beforehand.
  */
 export function overlaps(a: Address, b: Address): boolean {
-  if (a.kind === 'unix' || b.kind === 'unix') return a.kind === b.kind && listenerKey(a) === listenerKey(b)
+  if (a.kind === 'unix' || b.kind === 'unix')
+    return a.kind === 'unix' && b.kind === 'unix' && a.path === b.path
   if (a.kind !== b.kind) return false
   // Of UDP sockets that all allow it, the kernel lets any number share a port (SO_REUSEADDR, socket(7)).
   if (a.kind === 'udp' && b.kind === 'udp' && a.reuseAddr && b.reuseAddr) return false

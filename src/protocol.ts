@@ -233,6 +233,8 @@ export type FromWorker =
   | { readonly t: 'opened'; readonly key: string; readonly error: WireError | null }
   | { readonly t: 'withdrawn'; readonly key: string }
   | { readonly t: 'ready' }
+  /** Several at once, in their order: for an app with 600 ports one message and one look of the master, not 600. */
+  | { readonly t: 'several'; readonly news: readonly News[] }
   /** The drain has begun and takes at most so long: clients may have been promised more than the drain timeout. */
   | { readonly t: 'draining'; readonly timeoutMs: number }
   | { readonly t: 'counts'; readonly counts: Counts }
@@ -263,6 +265,11 @@ export type FromWorker =
   | { readonly t: 'warning'; readonly text: string }
   /** A TLS server of that fingerprint (sha256, hex) listens there: which keys seal its session tickets? */
   | { readonly t: 'ticket-keys-asked'; readonly key: string; readonly fingerprint: string }
+
+/** Where a worker listens. */
+export type News = Extract<FromWorker, { t: 'claimed' | 'unclaimed' | 'private' | 'withdrawn' | 'ready' }>
+/** In one message. */
+export const MAX_NEWS = 1_000
 
 export type ToWorker =
   /** The answer to a claim for which no bind was needed, or which failed. */

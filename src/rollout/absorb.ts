@@ -12,7 +12,7 @@ import { OVERTAKEN, measured } from './shares.ts'
 import { postpone } from './timers.ts'
 import type {
   AskId,
-  Event,
+  Fact,
   GenerationId,
   Heritage,
   ListenerKey,
@@ -28,7 +28,7 @@ export const SETTLE_MS = 1_000
 /** A booting worker killed by a stray signal is started again at most so often in a row. */
 export const MAX_STILLBORN = 5
 
-export function absorb(draft: Draft, event: Event): void {
+export function absorb(draft: Draft, event: Fact): void {
   switch (event.e) {
     case 'started': {
       if (draft.top.k !== 'idle') return
@@ -63,6 +63,9 @@ export function absorb(draft: Draft, event: Event): void {
       return draft.rewrite((state) => postpone(state, event.lagMs))
     case 'ticked':
       return
+    case 'together':
+      for (const fact of event.facts) absorb(draft, fact)
+      return
     case 'worker-exited': {
       const worker = draft.worker(event.worker)
       if (worker) absorbExit(draft, worker, event.reason, event.stillborn)
@@ -86,7 +89,7 @@ function firstGeneration(draft: Draft, given: Policy, heritage: Heritage | undef
   return draft.addGeneration({ ...given, slots: scale?.slots ?? given.slots }, vacant, wants)
 }
 
-type WorkerFact = Extract<Event, { worker: WorkerId }>
+type WorkerFact = Extract<Fact, { worker: WorkerId }>
 
 function absorbWorkerFact(
   draft: Draft,
@@ -191,7 +194,7 @@ function absorbWorkerFact(
 function noteClaim(draft: Draft, worker: Worker, key: ListenerKey): void {
   const { top } = draft
   if (top.k !== 'rolling-out' || worker.generation !== candidateOf(top)) return
-  draft.top = { ...top, rollout: { ...top.rollout, claimed: new Set([...top.rollout.claimed, key]) } }
+  draft.top = { ...top, rollout: { ...top.rollout, claimed: new Set(top.rollout.claimed).add(key) } }
 }
 
 function askReload(draft: Draft, waiting: Waiting): void {

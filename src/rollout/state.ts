@@ -505,6 +505,8 @@ export type Fact =
     }
   /** The machine slept (a VM pause): what was waited for did not have its time either. */
   | { readonly e: 'overslept'; readonly lagMs: Ms }
+  /** Facts that came at the same moment: what follows from them is looked at once, when all are taken in. */
+  | { readonly e: 'together'; readonly facts: readonly Fact[] }
   | { readonly e: 'ticked' }
 
 export type Event = { readonly at: Ms } & Fact

@@ -17,6 +17,7 @@ import type { ReceivedSocket } from 'native-free-fd-passing'
 import { listenerKey } from '../address.ts'
 import type { StreamAddress } from '../address.ts'
 import type { KnownListener, ToWorker, WireError } from '../protocol.ts'
+import { sendTogether } from './claim-news.ts'
 import type { ClaimNews } from './claim-news.ts'
 import type { KeptPaths } from './keep-path.ts'
 import type { Link } from './link.ts'
@@ -264,10 +265,12 @@ export function claimListeners({ link, news, known, paths, pwd, onClaimed }: Cla
     },
     withdrawAll() {
       news.flush()
-      for (const { key, facade } of claims.values()) {
-        facade.withdraw()
-        link.send({ t: 'withdrawn', key })
-      }
+      for (const { facade } of claims.values()) facade.withdraw()
+      const keys = [...claims.keys()]
+      sendTogether(
+        keys.map((key) => ({ t: 'withdrawn', key })),
+        link.send,
+      )
     },
     get any() {
       return claims.size > 0

@@ -1,14 +1,19 @@
 import { mock } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import t from 'tap'
-import type { FromWorker } from '../../src/protocol.ts'
+import type { FromWorker, News } from '../../src/protocol.ts'
 import { MAX_WITHHELD_MS, withholdClaims } from '../../src/worker/claim-news.ts'
 
-const claimed = (key: string): FromWorker => ({ t: 'claimed', key, error: null })
+const claimed = (key: string): News => ({ t: 'claimed', key, error: null })
 
 function start(): { news: ReturnType<typeof withholdClaims>; sent: FromWorker[] } {
   const sent: FromWorker[] = []
-  return { sent, news: withholdClaims({ send: (message) => void sent.push(message) }) }
+  return {
+    sent,
+    news: withholdClaims({
+      send: (message) => void sent.push(...(message.t === 'several' ? message.news : [message])),
+    }),
+  }
 }
 
 t.test('with no listen waiting, the master hears a turn later, in order', async (t) => {

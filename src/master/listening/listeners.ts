@@ -373,9 +373,14 @@ export class Listeners {
     await held.socket.sendTo(worker.child, message, { timeoutMs: TURN_TIMEOUT_MS })
   }
 
-  /** Brings back unix paths that somebody removed. */
-  restorePaths(): void {
-    for (const { path, known } of this.held.values()) {
+  /**
+   * Brings back unix paths that somebody removed.
+   *
+   * @param keys of those to look at; null: all
+   */
+  restorePaths(keys: readonly ListenerKey[] | null): void {
+    const some = keys?.flatMap((key) => this.held.get(key) ?? [])
+    for (const { path, known } of some ?? this.held.values()) {
       if (path?.restore())
         this.parts.log.warn({ listener: known.key }, `something removed ${path.path}; brought it back`)
     }

@@ -1,10 +1,10 @@
 /** The master that this one was started to replace, seen from here. The wire is upgrade-wire.ts, the other end upgrade.ts. */
 import { seconds } from '../words.ts'
 import {
-  UPGRADE_ENV,
   UPGRADE_VERSION,
   parseBequest,
   parseToSuccessor,
+  takeBequest,
   type Bequest,
   type FromSuccessor,
   type StopHow,
@@ -55,8 +55,7 @@ export class Predecessor {
    * @throws {Error} a sentence: it is none that this version can read
    */
   static find(env: NodeJS.ProcessEnv): Predecessor | null {
-    const json = env[UPGRADE_ENV]
-    delete env[UPGRADE_ENV]
+    const json = takeBequest(env)
     if (json === undefined) return null
     const bequest = parseBequest(json)
     if (bequest === null || process.send === undefined) {

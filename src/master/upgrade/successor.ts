@@ -8,7 +8,7 @@
  */
 import { execFile, spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
-import { UPGRADE_ENV, parseFromSuccessor, type FromSuccessor, type ToSuccessor } from './upgrade-wire.ts'
+import { parseFromSuccessor, takeBequest, type FromSuccessor, type ToSuccessor } from './upgrade-wire.ts'
 import { seconds } from '../words.ts'
 
 export interface Program {
@@ -54,7 +54,8 @@ export async function askVersion(
   signal: AbortSignal,
 ): Promise<string> {
   // It is no successor: it must not say hello.
-  const { [UPGRADE_ENV]: _, ...own } = env
+  const own = { ...env }
+  takeBequest(own)
   const limits = { timeout: VERSION_TIMEOUT_MS, killSignal: 'SIGKILL', signal } as const
   return new Promise((resolve, reject) => {
     execFile(node, [...nodeArgs, file, 'version'], { ...limits, cwd, env: own }, (error, stdout, stderr) => {

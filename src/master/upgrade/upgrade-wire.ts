@@ -181,6 +181,35 @@ const toSuccessor: v.GenericSchema<unknown, ToSuccessor> = v.variant('t', [
   v.object({ t: v.literal('stop'), how }),
 ])
 
+/**
+ * For its environment. A variable takes at most 128 KiB (execve(2)), and the bequest of 600 unix sockets in 2 workers is 160 KB:
+ * what is too much for {@link UPGRADE_ENV} follows in variables with a number.
+ */
+export function bequestEnv(bequest: Bequest): Record<string, string> {
+  // Characters of one byte each, so that none is cut in two.
+  const json = JSON.stringify(bequest).replace(
+    /[^\x00-\x7f]/g,
+    (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  )
+  const parts = Array.from({ length: Math.ceil(json.length / MAX_PART) }, (_, i) =>
+    json.slice(i * MAX_PART, (i + 1) * MAX_PART),
+  )
+  return Object.fromEntries(parts.map((part, i) => [partName(i), part]))
+}
+
+/** Takes it out of an environment. Undefined: there is none. */
+export function takeBequest(env: NodeJS.ProcessEnv): string | undefined {
+  const parts: string[] = []
+  for (let part = env[UPGRADE_ENV]; part !== undefined; part = env[partName(parts.length)]) {
+    delete env[partName(parts.length)]
+    parts.push(part)
+  }
+  return parts.length === 0 ? undefined : parts.join('')
+}
+
+const MAX_PART = 100_000
+const partName = (i: number): string => (i === 0 ? UPGRADE_ENV : `${UPGRADE_ENV}_${i}`)
+
 /** @returns null when a master of another version, or nobody of ours, wrote it */
 export function parseBequest(json: string): Bequest | null {
   try {

@@ -20,7 +20,7 @@ import type { Logger } from '../report.ts'
 import { SHELL, Successor, UpgradeError, askVersion, type Program } from './successor.ts'
 import type { Supervisor } from '../supervisor.ts'
 import type { Notifier } from '../systemd/systemd.ts'
-import { UPGRADE_ENV, UPGRADE_VERSION, type Bequest, type StopHow } from './upgrade-wire.ts'
+import { UPGRADE_VERSION, bequestEnv, type Bequest, type StopHow } from './upgrade-wire.ts'
 import { seconds } from '../words.ts'
 
 /** For the new Node to start, load usr2 and read the configuration: 0.2 s, on a loaded machine some more. */
@@ -191,7 +191,7 @@ export class Upgrader implements Face {
     const { program, fds } = this.program(node, file, { heritage, ...passed })
     const version = await askVersion(program, process.execArgv, file, signal)
     this.tell(attempt, `starting usr2 ${version} (this is ${ownVersion()}): ${file}`)
-    const successor = new Successor(program, fds)
+    const successor = begun(program, fds)
     attempt.successor = successor
     // It may have our control socket before we hear of it, and be told there.
     successor.onStop = (how) => this.stop(how)
@@ -254,7 +254,7 @@ export class Upgrader implements Face {
       notifyFd: notifyFd === null ? null : passOn(notifyFd),
       stopBudgetMs: stopBudgetMs(policyOf(config)),
     }
-    const env: NodeJS.ProcessEnv = { ...start.env, PWD: start.given, [UPGRADE_ENV]: JSON.stringify(bequest) }
+    const env: NodeJS.ProcessEnv = { ...start.env, PWD: start.given, ...bequestEnv(bequest) }
     for (const name of NOT_PASSED_ON) delete env[name]
     const args = [...process.execArgv, file, 'run', ...start.argv]
     return { program: { node: node ?? nodePath(process.argv0, start.env), args, cwd: start.given, env }, fds }
@@ -354,5 +354,16 @@ export class Upgrader implements Face {
   get stopping(): boolean {
     // Handed over, this master drains by itself: that is no stop that a second signal would hurry.
     return this.isStopping || (this.heir === null && this.parts.supervisor.stopping)
+  }
+}
+
+/** @throws {UpgradeError} the kernel does not take as much for an environment, some 2 MB in all (execve(2)) */
+function begun(program: Program, fds: readonly number[]): Successor {
+  try {
+    return new Successor(program, fds)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'E2BIG') throw error
+    const text = `What a new master has to be told of ${fds.length} listeners is more than an environment holds (E2BIG).`
+    throw new UpgradeError('refused', [`${text} Restart the service instead.`])
   }
 }

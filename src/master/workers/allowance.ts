@@ -21,10 +21,17 @@ export class Allowance {
   /** Takes `cost`, and gives whether there was as much. What there was not is owed to nobody. */
   take(cost: number, now: number): boolean {
     const { atOnce, perSecond } = this.rates
-    this.left = Math.min(atOnce, this.left + ((now - this.at) / 1_000) * perSecond)
+    const refilled = Math.min(atOnce, this.left + ((now - this.at) / 1_000) * perSecond)
+    // What was given beyond that is not lost.
+    this.left = Math.max(this.left, refilled)
     this.at = now
     if (cost > this.left) return false
     this.left -= cost
     return true
+  }
+
+  /** So much more, for what was asked of it. */
+  give(more: number): void {
+    this.left += more
   }
 }

@@ -38,7 +38,7 @@ const BYTES_FOR_ONE = 4_096
 const BUSY_MS = { atOnce: 2_000, perSecond: 100 }
 /**
  * Whose time is not counted: an honest worker's, on a machine so busy that each of its messages keeps the master for long. At
- * once as many as an app with 300 listeners needs, six for each.
+ * once as many as an app with 1000 listeners needs to ask for them, and the rest for what it says of itself.
  */
 const UNHURRIED = { atOnce: 2_000, perSecond: 20 }
 /** Of one message: a pause of the whole machine falls into one. */
@@ -47,6 +47,12 @@ const MAX_BUSY_MS = 50
 export const MAX_UNREAD = 5_000
 /** Between the end of a channel and that of its process. */
 const ENDING_MS = 1_000
+/**
+ * Messages that a socket which we send is answered by: that it has come, and whether it listens. They are no flood, and a
+ * worker has no more of them than we have sent sockets. (Counted as its own, they had honest apps cut off as they started:
+ * one with 600 listeners on a busy machine, one with 1000 on any.)
+ */
+const ANSWERS = 2
 
 /** Whose messages the master takes; `NODE_FD_PASSING_` is native-free-fd-passing. */
 const OURS = [CMD, 'NODE_FD_PASSING_READY', 'NODE_FD_PASSING_ACK']
@@ -84,6 +90,7 @@ export class WorkerChannel {
     this.handle = channelHandleOf(child)
     if (this.handle) this.guardBytes(this.handle)
     this.guardMessages()
+    this.expectAnswers()
     child.on('disconnect', () => {
       const timer = setTimeout(() => this.breakOff('has closed its channel to the master'), ENDING_MS)
       child.once('exit', () => clearTimeout(timer))
@@ -147,16 +154,30 @@ export class WorkerChannel {
     const emit = child.emit.bind(child)
     child.emit = (event: string | symbol, ...args: unknown[]): boolean => {
       if (event !== 'internalMessage' && event !== 'message') return emit(event, ...args)
+      const [message] = args as [{ readonly news?: unknown }?]
+      // Each of several counts as a message of its own.
+      const count = Array.isArray(message?.news) ? message.news.length : 1
       if (this.isBroken || (event === 'internalMessage' && !this.isExpected(args[0]))) return true
       const since = performance.now()
       try {
         return emit(event, ...args)
       } finally {
         const now = performance.now()
-        if (!this.unhurried.take(1, now) && !this.time.take(Math.min(now - since, MAX_BUSY_MS), now)) {
+        if (!this.unhurried.take(count, now) && !this.time.take(Math.min(now - since, MAX_BUSY_MS), now)) {
           this.breakOff(FLOODS)
         }
       }
+    }
+  }
+
+  private expectAnswers(): void {
+    const { child } = this
+    const send = child.send as (...args: unknown[]) => boolean
+    child.send = (...args: unknown[]): boolean => {
+      const [, handle] = args
+      if (typeof handle === 'object' && handle !== null)
+        for (const allowance of [this.allowance, this.unhurried]) allowance.give(ANSWERS)
+      return send.apply(child, args)
     }
   }
 

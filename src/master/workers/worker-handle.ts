@@ -33,6 +33,11 @@ import { fromWorker } from './worker-word.ts'
 const LAST_WORDS_MS = 500
 /** An answer that is late is an answer, too: only the master counts. */
 const ASK_TIMEOUT_MS = 60_000
+/**
+ * Of listeners that a worker is told of in its environment, of which a variable takes 128 KiB (execve(2)): 1000 unix sockets
+ * with long paths are 131 kB, and a spawn that failed of it (E2BIG) ended the master. Of the rest it hears by messages.
+ */
+const MAX_KNOWN_BYTES = 96 * 1024
 /** Log lines that a worker has a say in: a flood of warnings must not fill the disk of the log file. */
 const QUOTED = { atOnce: 50, perSecond: 0.2 }
 /** Signals that reach every process of a unit and kill a Node that has not run its first line yet. */
@@ -84,6 +89,8 @@ export class WorkerHandle {
   saidHello = false
   saidDraining = false
   private readonly parts: WorkerParts
+  /** What it is told of in its environment, and later. */
+  private readonly known: readonly [KnownListener[], KnownListener[]]
   private readonly channel: WorkerChannel
   private readonly quoted = new Allowance(QUOTED, performance.now())
   private saidMore = false
@@ -98,6 +105,7 @@ export class WorkerHandle {
     this.generation = parts.generation
     this.slot = parts.slot
     const { pinned } = parts
+    this.known = fitting(parts.known)
     this.child = spawn(
       pinned.node,
       [...pinned.nodeArgs, '--require', parts.preload, pinned.entry, ...pinned.args],
@@ -129,6 +137,7 @@ export class WorkerHandle {
       this.end(`could not be started: ${why}`, false)
     })
     child.on('exit', (status: number | null, signal: NodeJS.Signals | null) => this.onExit(status, signal))
+    for (const listener of this.known[1]) this.send({ t: 'known', listener })
   }
 
   /** The next probe's number on the wire, for {@link takeProbe}. */
@@ -206,7 +215,8 @@ export class WorkerHandle {
   }
 
   private environment(): NodeJS.ProcessEnv {
-    const { pinned, slot, generation, name, known } = this.parts
+    const { pinned, slot, generation, name } = this.parts
+    const [known] = this.known
     const { drainTimeoutMs, shutdownTimeoutMs, ready, slots } = pinned.policy
     const { websocketDrain } = pinned.config
     const guest: GuestConfig = {
@@ -317,6 +327,13 @@ function firstFrame({ name, message, stack }: Failure): string {
   // Node keeps the place of a module that cannot be compiled to itself, and prints it as the process ends.
   const isUnparsed = name === 'SyntaxError' && stack.includes('node:internal/modules/esm')
   return isUnparsed ? `${head} (in an ES module: the worker's stderr shows the file and the line)` : head
+}
+
+/** As many as fit into the environment, and the rest. */
+function fitting(known: readonly KnownListener[]): [KnownListener[], KnownListener[]] {
+  let left = MAX_KNOWN_BYTES
+  const end = known.findIndex((listener) => (left -= Buffer.byteLength(JSON.stringify(listener)) + 1) < 0)
+  return end < 0 ? [[...known], []] : [known.slice(0, end), known.slice(end)]
 }
 
 function lastLine(text: string): string {

@@ -14,9 +14,10 @@ import {
   LATENCY_BUCKETS,
   MAX_FAILURE_BYTES,
   MAX_HOLDING,
+  MAX_NEWS,
   OUTCOMES,
 } from '../../protocol.ts'
-import type { Counts, FromWorker, Held, WireAddress, WireError } from '../../protocol.ts'
+import type { Counts, FromWorker, Held, News, WireAddress, WireError } from '../../protocol.ts'
 
 type Read<T> = v.GenericSchema<unknown, T>
 
@@ -77,16 +78,26 @@ const heldList = list(1000, held)
 const latency = list(LATENCY_BUCKETS, v.tuple([whole(0, LATENCY_BUCKETS - 1), count]))
 const slowest = v.object({ method: text(64), path: text(4096), tookMs: count })
 
+const claimed = { key, error: v.null() }
+const onPrivate = { address: text(256) }
+const news: Read<News> = v.variant('t', [
+  v.object({ t: v.literal('claimed'), ...claimed }),
+  v.object({ t: v.picklist(['unclaimed', 'withdrawn']), key }),
+  v.object({ t: v.literal('private'), ...onPrivate }),
+  v.object({ t: v.literal('ready') }),
+])
+
 const messages: { readonly [T in FromWorker['t']]: Read<Omit<Extract<FromWorker, { t: T }>, 't'>> } = {
   hello: v.object({ version: count, node: text(64) }),
   claim: v.object({ id: count, address: wireAddress, backlog: count }),
   verified: v.object({ key, error: v.nullable(wireError) }),
-  claimed: v.object({ key, error: v.null() }),
+  claimed: v.object(claimed),
   unclaimed: v.object({ key }),
-  private: v.object({ address: text(256) }),
-  opened: v.object({ key, error: v.nullable(wireError) }),
+  private: v.object(onPrivate),
   withdrawn: v.object({ key }),
   ready: v.object({}),
+  several: v.object({ news: list(MAX_NEWS, news) }),
+  opened: v.object({ key, error: v.nullable(wireError) }),
   draining: v.object({ timeoutMs: count }),
   counts: v.object({ counts }),
   statistics: v.object({
