@@ -99,11 +99,14 @@ t.test('every kind of socket, by its address, whatever its place', async (t) => 
       [{ path: abstract }],
       { udp: [udpPort, '127.0.0.1'] },
       ...six,
+      // Compared with what was passed, although nothing can be there.
+      ['/etc/passwd/x.sock'],
     ),
     flags: ['--workers', '2'],
     passed: Object.entries(sockets).map(([name, { fd }]) => ({ name, fd })),
   })
   await usr2.ready()
+  await usr2.process.line('listen ENOTDIR: not a directory /etc/passwd/x.sock')
   const answers = async (generation: number) => {
     const places = [{ port: p4 }, { socketPath: path }, { socketPath: abstract }]
     const all = await Promise.all(places.map((where) => getJson<Facts>(where)))

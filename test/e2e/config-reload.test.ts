@@ -128,6 +128,8 @@ t.test('the env file, which wins over the environment of the master', async (t) 
     await refused(),
     `The env file cannot be used: ${join(usr2.cwd, '.env')} cannot be read: there is no such file`,
   )
+  write({ '.env': `FROM_FILE=${'x'.repeat(131_072)}\n` })
+  t.match(await refused(), 'FROM_FILE has 131082 bytes, and no process can be started with more than 131071')
   t.same(await seen(), { FROM_BOTH: 'master', FROM_MASTER: 'master', FROM_FILE: undefined }, 'it serves on')
   await usr2.stop()
 })

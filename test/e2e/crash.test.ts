@@ -1,5 +1,5 @@
 /** Workers that die, never start, hang, lie, leave something behind; and a master that dies. */
-import { existsSync, readdirSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { get, getJson } from '../helpers/http.ts'
@@ -84,6 +84,22 @@ t.test('a killed worker is replaced, and who connects meanwhile waits in the ker
   const died = await usr2.event('worker-died')
   t.match(died, { generation: 1, slot: 0, deaths: 1, delayMs: 100, level: 'error' })
   t.match(died.msg, new RegExp(`pid ${old.pid}\\) was killed by SIGKILL`))
+  await usr2.stop()
+})
+
+t.test('a process that cannot even be started is a dead worker, and no end of the master', async (t) => {
+  const { usr2, me } = await startApp(t, app({}))
+  await usr2.ready()
+  // ENOTDIR, which Node throws at once; as it does ETXTBSY, while a new Node is being installed, and ENOMEM.
+  renameSync(usr2.cwd, `${usr2.cwd}.away`)
+  writeFileSync(usr2.cwd, '')
+  await kill(usr2, (await me()).pid)
+  const unstarted = (): boolean => deathsOf(usr2, 0).some(({ msg }) => msg.includes('could not be started'))
+  await until(unstarted, { timeoutMs: 15_000, what: 'a start that fails' })
+  t.match(deathsOf(usr2, 0).at(-1)?.msg, 'could not be started: spawn ENOTDIR')
+  rmSync(usr2.cwd)
+  renameSync(`${usr2.cwd}.away`, usr2.cwd)
+  t.equal((await me()).generation, '1', 'who connected meanwhile waited')
   await usr2.stop()
 })
 

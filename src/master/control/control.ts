@@ -27,7 +27,8 @@ import {
 import { Crowd } from './crowd.ts'
 import type { Asker, Face, Wait } from '../face.ts'
 import { mustBeTrusted } from './runtime-directory.ts'
-import { bindAndRename, isSameFile, kindOf, lstat, PathTakenError, type Place } from './socket-file.ts'
+import { isSameFile, lstat } from '../look.ts'
+import { bindAndRename, kindOf, PathTakenError, type Place } from './socket-file.ts'
 
 export { ControlError }
 

@@ -21,6 +21,7 @@ import type { Stats } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { isAlive } from '../workers/leftovers.ts'
+import { lstat } from '../look.ts'
 
 const FILES = ['preload.cjs', 'blocked.mjs']
 
@@ -68,8 +69,8 @@ export function mustBeTrusted(directory: string): void {
 }
 
 /** Of a directory that nobody else can have put there for us to find. */
-export const isOurDirectory = (stat: Stats | undefined): boolean =>
-  stat !== undefined && stat.isDirectory() && stat.uid === ownUid()
+export const isOurDirectory = (stat: Stats | null): boolean =>
+  stat !== null && stat.isDirectory() && stat.uid === ownUid()
 
 const ownUid = (): number => process.geteuid?.() ?? 0
 
@@ -102,7 +103,7 @@ function removeOf(parent: string, name: string, isGone: (pid: number) => boolean
   for (const entry of readdirSync(parent)) {
     const pid = pidIn(entry, name)
     if (pid === null || !isGone(pid)) continue
-    if (isOurDirectory(lstatSync(join(parent, entry), { throwIfNoEntry: false })))
+    if (isOurDirectory(lstat(join(parent, entry))))
       rmSync(join(parent, entry), { recursive: true, force: true })
   }
 }

@@ -5,11 +5,12 @@
  * Rules: what is no socket is never touched; a socket that somebody answers at is never replaced; the file never exists
  * with wider permissions than asked for; only our own is removed.
  */
-import { chmodSync, existsSync, lchownSync, lstatSync, renameSync, unlinkSync, type Stats } from 'node:fs'
+import { chmodSync, existsSync, lchownSync, renameSync, unlinkSync, type Stats } from 'node:fs'
 import type { Server } from 'node:net'
 import { dirname } from 'node:path'
 import { MAX_UNIX_PATH_BYTES } from '../../address.ts'
 import { probe } from './control-client.ts'
+import { isSameFile, lstat } from '../look.ts'
 
 const PROBE_MS = 1000
 
@@ -132,15 +133,3 @@ function reason(error: unknown, path: string): string {
       return message
   }
 }
-
-/** null when there is nothing, also where we may not look: what comes next says why. */
-export function lstat(path: string): Stats | null {
-  try {
-    return lstatSync(path)
-  } catch {
-    return null
-  }
-}
-
-export const isSameFile = (a: Stats | null, b: Stats | null): boolean =>
-  a !== null && b !== null && a.dev === b.dev && a.ino === b.ino

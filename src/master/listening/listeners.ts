@@ -9,7 +9,8 @@
  * them as any listener of an earlier generation; one that asks for every address of a port gets them under that key as
  * well (`fitting` in inherited.ts). They are the manager's: never proved, never unlinked, and kept when nobody listens.
  */
-import { lstatSync, rmSync, statSync } from 'node:fs'
+import { rmSync } from 'node:fs'
+import type { Stats } from 'node:fs'
 import net from 'node:net'
 import { BindError, adopt, bind } from 'native-free-fd-passing'
 import type { HeldSocket } from 'native-free-fd-passing'
@@ -19,6 +20,7 @@ import { CMD } from '../../protocol.ts'
 import type { KnownListener, WireAddress, WireError } from '../../protocol.ts'
 import { fitting } from '../systemd/inherited.ts'
 import type { ActivatedSocket } from '../systemd/inherited.ts'
+import { isSameFile, lstat, stat } from '../look.ts'
 import { refusalOf } from './permission.ts'
 import type { Permission } from './permission.ts'
 import { ownerOf } from './port-owner.ts'
@@ -503,10 +505,8 @@ const isFor = ({ activated, address }: Held, permission: Permission): boolean =>
 /** `/var/run/a.sock` and `/run/a.sock` are one. */
 function isSamePath(a: string, b: string): boolean {
   if (a === b) return true
-  const [one, other] = [a, b].map((path) => {
-    return path.startsWith('\0') ? undefined : statSync(path, { throwIfNoEntry: false })
-  })
-  return one !== undefined && one.ino === other?.ino && one.dev === other.dev
+  const at = (path: string): Stats | null => (path.startsWith('\0') ? null : stat(path))
+  return isSameFile(at(a), at(b))
 }
 
 /** A path gets the mode that the app's own umask gives it, not ours. Nothing else runs in between. */
@@ -538,7 +538,7 @@ function hintFor(code: string, owner: string | null, otherwise: string): string 
  */
 async function removeStale(address: Address): Promise<void> {
   if (address.kind !== 'unix' || address.path.startsWith('\0')) return
-  if (!lstatSync(address.path, { throwIfNoEntry: false })?.isSocket()) return
+  if (!lstat(address.path)?.isSocket()) return
   const refused = await new Promise<boolean>((resolve) => {
     const socket = net.connect(address.path)
     const settle = (answer: boolean): void => {

@@ -18,6 +18,7 @@ import {
 } from 'node:fs'
 import type { FSWatcher } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
+import { lstat } from '../look.ts'
 import { isAlive } from '../workers/leftovers.ts'
 import { isOurDirectory } from '../control/runtime-directory.ts'
 
@@ -56,7 +57,7 @@ export class KeptUnixPath {
     const directory = directoryIn(home, this.path)
     // In a container every master is pid 1: a killed one has left its spare under our name. Anything else of that name was
     // planted, and is not entered: mkdir(2) follows no link.
-    if (isOurDirectory(lstatSync(directory, { throwIfNoEntry: false }))) removeSpares(directory)
+    if (isOurDirectory(lstat(directory))) removeSpares(directory)
     mkdirSync(directory, { mode: 0o700 })
     try {
       linkSync(from, join(directory, 's'))
@@ -69,9 +70,7 @@ export class KeptUnixPath {
   /** The directory of the path, and that of each symlink on the way to it. */
   private watch(): void {
     this.unwatch()
-    const links = ancestors(this.path).filter((at) =>
-      lstatSync(at, { throwIfNoEntry: false })?.isSymbolicLink(),
-    )
+    const links = ancestors(this.path).filter((at) => lstat(at)?.isSymbolicLink())
     for (const at of [this.path, ...links]) {
       try {
         this.watches.push(
@@ -90,7 +89,7 @@ export class KeptUnixPath {
   }
 
   private inodeAt(path: string): number | null {
-    return lstatSync(path, { throwIfNoEntry: false })?.ino ?? null
+    return lstat(path)?.ino ?? null
   }
 
   /** Brings the path back if it is not our socket's any more. Gives whether it had to. */
@@ -160,7 +159,7 @@ function sweep(home: string, name: string): void {
   for (const pid of sparesIn(home).get(name) ?? []) {
     if (isAlive(pid)) continue
     const directory = join(home, `${PREFIX}${pid}-${name}`)
-    if (isOurDirectory(lstatSync(directory, { throwIfNoEntry: false }))) removeSpares(directory)
+    if (isOurDirectory(lstat(directory))) removeSpares(directory)
   }
 }
 

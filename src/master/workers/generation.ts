@@ -9,6 +9,7 @@ import type { Config } from '../../config.ts'
 import { planOf } from '../../rollout/plan.ts'
 import { HOOKS, PROBES } from '../../rollout/state.ts'
 import type { Policy, ProbeKind, ProbePolicy } from '../../rollout/state.ts'
+import { stat } from '../look.ts'
 import { identityOf, mayRead } from './identity.ts'
 import type { Identity } from './identity.ts'
 import { inspectNode } from './node-binary.ts'
@@ -49,6 +50,9 @@ const GRANT_TIMEOUT_MS = 10_000
 /** What a drain needs beyond the longest promise (src/worker/drain.ts). */
 const PROMISE_MARGIN_MS = 2_000
 
+/** With its name and the byte that ends it (execve(2), MAX_ARG_STRLEN: 32 pages of 4 KiB). */
+const MAX_VARIABLE_BYTES = 128 * 1024
+
 /**
  * @param env the master's environment; its own variables and systemd's do not reach a worker
  * @returns the pin, or every reason against it as a sentence
@@ -87,6 +91,15 @@ export async function pinGeneration(config: Config, env: NodeJS.ProcessEnv): Pro
         'or use Node.js 22.18 or newer (22.6 with --node-args --experimental-strip-types).',
     )
   }
+  const ownEnv = { ...inherited(env), ...identity?.env, ...(envFile.ok ? withoutNodes(envFile.env) : {}) }
+  for (const [name, value] of Object.entries(ownEnv)) {
+    const bytes = Buffer.byteLength(`${name}=${value}`)
+    if (bytes < MAX_VARIABLE_BYTES) continue
+    reasons.push(
+      `The environment variable ${name} has ${bytes} bytes, and no process can be started with more than ` +
+        `${MAX_VARIABLE_BYTES - 1} in one (E2BIG): give the app a file instead.`,
+    )
+  }
   const policy = policyOf(config)
   reasons.push(...planOf(policy, policy.slots).problems.map((problem) => `${sentence(problem)}.`))
   if (reasons.length > 0 || cwd === undefined || entry === undefined || !node || !envFile.ok) {
@@ -104,7 +117,7 @@ export async function pinGeneration(config: Config, env: NodeJS.ProcessEnv): Pro
       nodeVersion: node.version,
       nodeArgs: config.nodeArgs,
       args: config.args,
-      env: { ...inherited(env), ...identity?.env, ...withoutNodes(envFile.env) },
+      env: ownEnv,
       nodeOptionsOf:
         envFile.env['NODE_OPTIONS'] === undefined
           ? 'the environment of usr2'
@@ -364,8 +377,8 @@ function fingerprint(entry: string): string {
   // As text: a hash would load node:crypto, 5 MB of the master's memory on Node 24 and 26.
   return files
     .map((file) => {
-      const stat = statSync(file, { throwIfNoEntry: false })
-      return `${file} ${stat?.ino} ${stat?.size} ${stat?.mtimeMs}`
+      const found = stat(file)
+      return `${file} ${found?.ino} ${found?.size} ${found?.mtimeMs}`
     })
     .join('\n')
 }

@@ -2,8 +2,7 @@
  * One child as the master knows it. The other end, in the child, is src/worker/preload.ts; the wire between them is
  * src/protocol.ts. Tells what happens, decides nothing.
  */
-import { spawn } from 'node:child_process'
-import type { ChildProcess } from 'node:child_process'
+import { ChildProcess, spawn } from 'node:child_process'
 import type { EventEmitter } from 'node:events'
 import { existsSync } from 'node:fs'
 import { dirname } from 'node:path'
@@ -106,19 +105,7 @@ export class WorkerHandle {
     this.slot = parts.slot
     const { pinned } = parts
     this.known = fitting(parts.known)
-    this.child = spawn(
-      pinned.node,
-      [...pinned.nodeArgs, '--require', parts.preload, pinned.entry, ...pinned.args],
-      {
-        cwd: pinned.cwd,
-        ...idsOf(pinned.identity),
-        env: this.environment(),
-        // A session of its own: Ctrl-C and a lost terminal reach the master alone. Its output is inherited: the
-        // master is not on the log path.
-        detached: true,
-        stdio: ['ignore', parts.stdout ?? 'inherit', 'inherit', 'ipc'],
-      },
-    )
+    this.child = this.start()
     this.channel = new WorkerChannel(this.child, (reason) => {
       this.explain(`it ${reason}`)
       parts.onBroken?.(this, reason)
@@ -138,6 +125,31 @@ export class WorkerHandle {
     })
     child.on('exit', (status: number | null, signal: NodeJS.Signals | null) => this.onExit(status, signal))
     for (const listener of this.known[1]) this.send({ t: 'known', listener })
+  }
+
+  /**
+   * Node tells of some failures by an event (ENOENT, EACCES, EAGAIN, EMFILE) and throws the others: E2BIG, of a value in the
+   * env file that is longer than 128 KiB, ETXTBSY, of a Node that is just being installed, ENOEXEC, ENOMEM, ENOTDIR. All
+   * are the end of this worker, and none is that of the master.
+   */
+  private start(): ChildProcess {
+    const { pinned, preload, stdout } = this.parts
+    const args = [...pinned.nodeArgs, '--require', preload, pinned.entry, ...pinned.args]
+    try {
+      return spawn(pinned.node, args, {
+        cwd: pinned.cwd,
+        ...idsOf(pinned.identity),
+        env: this.environment(),
+        // A session of its own: Ctrl-C and a lost terminal reach the master alone. Its output is inherited: the
+        // master is not on the log path.
+        detached: true,
+        stdio: ['ignore', stdout ?? 'inherit', 'inherit', 'ipc'],
+      })
+    } catch (error) {
+      const child = new ChildProcess()
+      process.nextTick(() => child.emit('error', error))
+      return child
+    }
   }
 
   /** The next probe's number on the wire, for {@link takeProbe}. */
@@ -206,7 +218,8 @@ export class WorkerHandle {
   }
 
   signal(signal: NodeJS.Signals): void {
-    if (this.alive) this.child.kill(signal)
+    // One that could not be started has no process, but Node would signal what stands for it: 0, which is our own group.
+    if (this.alive && this.child.pid !== undefined) this.child.kill(signal)
   }
 
   /** Why something this worker asked for failed, in more words than its app will have. */
