@@ -269,8 +269,19 @@ export function laws(plan: Plan): Record<string, Law> {
           command.c !== 'spawn' || command.generation !== now.candidate.id,
           `slot ${'slot' in command ? command.slot : ''} is filled before the promotion`,
         )
+      // Told to go by a signal on its way back, a worker serves on all the same, and is replaced after the promotion.
       for (const [index, { state }] of now.candidate.slots.entries())
-        must(state.k === 'filled' || state.k === 'empty', `slot ${index} is ${state.k}, and waited for`)
+        must(
+          state.k === 'filled' || state.k === 'leaving' || state.k === 'empty',
+          `slot ${index} is ${state.k}, and waited for`,
+        )
+      const back = now.candidate.slots.flatMap(({ state }) =>
+        'by' in state ? [after.workers.get(state.by)] : [],
+      )
+      must(
+        back.some((worker) => worker === undefined || !serves(worker) || isUnready(worker)),
+        'everyone who came back serves, and something is waited for still',
+      )
     },
 
     'every listener of the current generation is kept through a promotion'(seen) {
