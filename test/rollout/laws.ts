@@ -1,6 +1,14 @@
 /** The laws of the machine. Each is asked after every step of a world, and throws a sentence where it is broken. */
 import { isDeepStrictEqual } from 'node:util'
-import { candidateOf, currentOf, isUnready, listensOn, roleOf, serves } from '../../src/rollout/questions.ts'
+import {
+  candidateOf,
+  currentOf,
+  isUnready,
+  listensOn,
+  parkedOf,
+  roleOf,
+  serves,
+} from '../../src/rollout/questions.ts'
 import type {
   Amount,
   Analysis,
@@ -684,12 +692,18 @@ export function laws(plan: Plan): Record<string, Law> {
       }
     },
 
-    'only who is in rotation is granted, or who accepted before where nobody else does'({ after, commands }) {
+    'only who is in rotation is granted, or who accepted before where nobody else does'({
+      before,
+      after,
+      commands,
+    }) {
       for (const command of commands) {
         if (command.c !== 'open') continue
         const worker = after.workers.get(command.worker)
         // It may be told to leave by what follows in the same step.
         if (worker === undefined || !isUp(worker)) continue
+        // Or to be parked: its withdrawal ends, so it is granted again, and so the last share is reached.
+        if (worker.generation === parkedOf(after.top) && worker.generation === currentOf(before.top)) continue
         // One of the current generation that has made room is better than nobody.
         const isLastResort =
           worker.generation === currentOf(after.top) &&
@@ -1035,15 +1049,24 @@ export function laws(plan: Plan): Record<string, Law> {
       }
     },
 
-    'at most one worker is replaced at a time, and none during a rollout'({ after, commands }) {
-      const replacing = [...after.generations.values()].flatMap(({ slots }) =>
-        slots.flatMap(({ state }) => (state.k === 'replacing' && state.why !== 'signal' ? [state.with] : [])),
-      )
-      const cleared = [...after.generations.values()].flatMap(({ slots }) =>
-        slots.filter(({ state }) => state.k === 'clearing'),
-      )
+    'at most one worker is replaced at a time, and none during a rollout'({ before, after, commands }) {
+      const replacingIn = ({ generations }: State): WorkerId[] =>
+        [...generations.values()].flatMap(({ slots }) =>
+          slots.flatMap(({ state }) =>
+            state.k === 'replacing' && state.why !== 'signal' ? [state.with] : [],
+          ),
+        )
+      const clearedIn = ({ generations }: State): number =>
+        [...generations.values()].flatMap(({ slots }) => slots.filter(({ state }) => state.k === 'clearing'))
+          .length
+      const replacing = replacingIn(after)
+      // One that had to leave during a rollout that was refused is not the fault of the one that was being replaced before it.
+      const asBefore = replacingIn(before).length + clearedIn(before)
       if (after.top.k === 'steady')
-        must(replacing.length + cleared.length <= 1, `${cleared.length} are cleared at the same time`)
+        must(
+          replacing.length + clearedIn(after) <= Math.max(1, asBefore),
+          `${clearedIn(after)} are cleared at the same time`,
+        )
       must(replacing.length <= 1, `${replacing.length} are replaced at the same time`)
       if (after.top.k === 'steady') return
       for (const command of commands)
