@@ -339,7 +339,8 @@ t.test('the same at a reload, under load: nothing is lost', async (t) => {
   const good = `const http = require('node:http')
     http.createServer(${answers}).listen(${port}, '127.0.0.1')
     http.createServer(${answers}).listen(${other}, '0.0.0.0')\n`
-  const times = { startTimeout: '1s', shutdownTimeout: '1s', killTimeout: '1s', drainTimeout: '6s' }
+  // Long enough for one that yields to all of this load while it boots.
+  const times = { startTimeout: '3s', shutdownTimeout: '1s', killTimeout: '1s', drainTimeout: '6s' }
   const config = (more: object): string => JSON.stringify({ ...times, entry: 'app.cjs', workers: 2, ...more })
   const files = { 'app.cjs': good, 'usr2.json': config({}) }
   const usr2 = startUsr2(t, { files, flags: ['--config', 'usr2.json'] })
@@ -356,7 +357,7 @@ t.test('the same at a reload, under load: nothing is lost', async (t) => {
 
   const only = (where: number, host = '127.0.0.1'): string =>
     `require('node:http').createServer(${answers}).listen(${where}, '${host}')\n`
-  const LATE = 'within the start timeout of 1 s'
+  const LATE = 'within the start timeout of 3 s'
   for (const [name, written, ...reasons] of [
     ['an entry that is gone', { 'usr2.json': config({ entry: 'none.js' }) }, 'Could not find the entry'],
     ['npm', { 'usr2.json': config({ entry: 'npm', args: ['start'] }) }, 'only starts another Node (npm)'],
@@ -451,7 +452,7 @@ t.test('a listener is dropped when asked, is refused afterwards, and can come ba
   const usr2 = startUsr2(t, {
     entry: 'app.cjs',
     files: both,
-    flags: ['--workers', '2', '--start-timeout', '1s', '--drain-timeout', '6s'],
+    flags: ['--workers', '2', '--start-timeout', '3s', '--drain-timeout', '6s'],
   })
   await usr2.ready()
   const connects = (to: number): Promise<string> =>

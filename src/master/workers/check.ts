@@ -108,6 +108,8 @@ export async function checkVersion({ pinned, preload, wanted, signal }: CheckPar
 
   const onMessage = (worker: WorkerHandle, message: FromWorker): void => {
     switch (message.t) {
+      case 'several':
+        return message.news.forEach((each) => onMessage(worker, each))
       case 'claim':
         return answer(worker, message.id, message.address, warnings)
       case 'claimed':
