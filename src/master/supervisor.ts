@@ -402,8 +402,10 @@ export class Supervisor implements Omit<Face, 'upgrade'> {
    * current version, failed `loopDelay < 300ms`.)
    */
   private asServing(worker: WorkerId, statistics: Statistics): Statistics {
-    const claims = [...(this.state.workers.get(worker)?.claims.values() ?? [])]
-    const serves = claims.length === 0 || claims.some(({ k }) => k === 'open')
+    const { phase, claims: all } = this.state.workers.get(worker) ?? {}
+    const claims = [...(all?.values() ?? [])]
+    // An app without listeners has none; but one that boots for 3 s without a turn has none yet when it tells of that.
+    const serves = phase?.k !== 'booting' && (claims.length === 0 || claims.some(({ k }) => k === 'open'))
     return serves ? statistics : { ...statistics, loopDelayMs: 0 }
   }
 
